@@ -1,0 +1,53 @@
+// The extension module: a table of contents.
+#include <pybind11/pybind11.h>
+
+#include "core/check.h"
+#include "core/dispatch.h"
+#include "core/parallel.h"
+
+namespace py = pybind11;
+
+namespace fastshape {
+
+namespace {
+
+void translate_exceptions() {
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const TypeError& e) {
+      PyErr_SetString(PyExc_TypeError, e.what());
+    } catch (const ValueError& e) {
+      PyErr_SetString(PyExc_ValueError, e.what());
+    } catch (const NotImplementedError& e) {
+      PyErr_SetString(PyExc_NotImplementedError, e.what());
+    }  // RuntimeError is pybind11's own rule for std::runtime_error
+  });
+}
+
+void bind_runtime(py::module_& m) {
+  m.attr("__version__") = FASTSHAPE_VERSION;
+#if defined(FASTSHAPE_HAS_CUDA)
+  m.attr("cuda_architectures") = FASTSHAPE_CUDA_ARCHITECTURES;
+#else
+  m.attr("cuda_architectures") = "";
+#endif
+  m.attr("compiler") = FASTSHAPE_COMPILER;
+  m.def("num_threads", &num_threads);
+  m.def("set_num_threads", &set_num_threads, py::arg("threads"));
+  m.def("instruction_set", [] { return instruction_set_name(instruction_set()); });
+  m.def("best_instruction_set", [] { return instruction_set_name(best_instruction_set()); });
+  m.def(
+      "set_instruction_set",
+      [](const std::string& name) { set_instruction_set(instruction_set_from_name(name)); },
+      py::arg("name"));
+}
+
+}  // namespace
+}  // namespace fastshape
+
+PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
+  m.doc() = "fastshape's kernels. Use fastshape.ops: it checks, allocates and differentiates.";
+  fastshape::translate_exceptions();
+  fastshape::bind_runtime(m);
+}
