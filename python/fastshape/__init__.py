@@ -1,7 +1,7 @@
 """fastshape: train and run 3D-shape autoencoders and generators, with or without a GPU.
 
-``fastshape.ops`` holds the kernels, ``fastshape.models`` the models, ``fastshape.geometry`` what surrounds them.
-Nothing is imported until it is used.
+``fastshape.ops`` holds the kernels, ``fastshape.models`` the models, ``fastshape.geometry`` what surrounds
+them. Nothing is imported until it is used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Registers the kernels as ``torch.ops.fastshape.*``.
 
-An operator is a schema, an implementation that allocates the outputs with torch and calls the extension module, and a
-fake that only allocates. The same implementation serves CPU and CUDA: the extension module picks the kernel by the
-tensors' device. Gradients do not stand here: an ``autograd.Function`` outside (see ``fastshape.ops``) calls a forward
-and a backward operator, which costs half of what ``register_autograd`` costs a call.
+An operator is a schema, an implementation that allocates the outputs with torch and calls the extension
+module, and a fake that only allocates. The same implementation serves CPU and CUDA: the extension module picks
+the kernel by the tensors' device. Gradients do not stand here: an ``autograd.Function`` outside (see
+``fastshape.ops``) calls a forward and a backward operator, which costs half of what ``register_autograd``
+costs a call.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def backend() -> ModuleType:
 
 @contextmanager
 def use_backend(module: ModuleType) -> Iterator[None]:
-    """Runs the kernels of another build of the extension module; for tests (:func:`fastshape.testing.emulated`)."""
+    """Runs the kernels of another build of the extension module (see :func:`fastshape.testing.emulated`)."""
     global _backend, _threads
     former = _backend
     _backend, _threads = module, 0
@@ -52,7 +53,7 @@ def define(
     Args:
         schema: ``"name(Tensor points, int num_samples) -> Tensor"``.
         implementation: allocates the outputs and calls ``backend().<name>``; for CPU and CUDA tensors.
-        fake: the same outputs, allocated only: shapes, dtypes and devices (``torch.compile``, ``FakeTensor``).
+        fake: the same outputs, allocated only: shapes, dtypes, devices (``torch.compile``, ``FakeTensor``).
     """
     name = schema.split("(", 1)[0].strip()
     _LIBRARY.define(schema)
