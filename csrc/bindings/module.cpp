@@ -12,7 +12,7 @@ namespace fastshape {
 namespace {
 
 void translate_exceptions() {
-  py::register_exception_translator([](std::exception_ptr error) {
+  py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);
     } catch (const TypeError& e) {

@@ -1,7 +1,7 @@
 """Registers the kernels as ``torch.ops.fastshape.*``.
 
 An operator is a schema, an implementation that allocates the outputs with torch and calls the extension
-module, and a fake that only allocates. The same implementation serves CPU and CUDA: the extension module picks
+module, and a fake that only allocates. The same implementation serves CPU and CUDA: the extension picks
 the kernel by the tensors' device. Gradients do not stand here: an ``autograd.Function`` outside (see
 ``fastshape.ops``) calls a forward and a backward operator, which costs half of what ``register_autograd``
 costs a call.
