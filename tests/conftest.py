@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-backends",
         default="",
-        help="comma-separated back ends (cpu, emulated, cuda) that must be here: missing is an error, no skip",
+        help="back ends (cpu,emulated,cuda) that must be here: a missing one is an error, not a skip",
     )
     parser.addoption("--emulated", default="build/emulated", help="the folder of the emulated module's build")
 

@@ -44,7 +44,8 @@ def load_emulated(folder: str | Path) -> bool:
     global _emulated
     for path in sorted(Path(folder).glob("_C_emulated*.so")):
         spec = importlib.util.spec_from_file_location("fastshape._C_emulated", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         _emulated = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(_emulated)
         return True
@@ -59,7 +60,7 @@ def emulated_module() -> ModuleType | None:
 def missing_backend(name: str) -> str | None:
     """Why back end ``name`` cannot run here; None if it can."""
     if name == "emulated" and emulated_module() is None:
-        return "no emulated module was loaded (build with -DFASTSHAPE_EMULATION=ON, run pytest --emulated FOLDER)"
+        return "no emulated module (build with -DFASTSHAPE_EMULATION=ON, run pytest --emulated FOLDER)"
     if name == "cuda" and not torch.cuda.is_available():
         return "no GPU here"
     if name == "cuda" and not _C.cuda_architectures:
@@ -135,7 +136,7 @@ def num_threads(threads: int) -> Iterator[None]:
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:
-    """Largest absolute difference over the largest magnitude of ``reference``; inf where only one is finite."""
+    """Largest difference over the largest magnitude of ``reference``; inf where only one is finite."""
     result, reference = result.detach().double().cpu(), reference.detach().double().cpu()
     if result.shape != reference.shape:
         raise AssertionError(f"shape {tuple(result.shape)} instead of {tuple(reference.shape)}")
@@ -155,7 +156,7 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
 def assert_accurate(
     result: Tensor, reference64: Tensor, same_precision: Tensor | None = None, *, floor: float | None = None
 ) -> None:
-    """Error against the fp64 reference at most twice that of the same-precision torch reference, plus a floor.
+    """Error against fp64 at most twice that of the same-precision torch reference, plus a floor.
 
     Args:
         result: what the kernel gave.
