@@ -1,0 +1,1 @@
+"""Times, bytes, FLOPs, shares of the machine's limits, ratios to peers: ``python -m benchmarks``."""
