@@ -1,0 +1,450 @@
+"""Readers and writers of single file formats: bytes to raw arrays and back, the geometry is not judged.
+
+Every reader takes the file's path and its bytes and returns a `RawMesh`; what does not follow the format is a
+`MeshError` that says what was expected and what came. `io.py` judges the result.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class MeshError(ValueError):
+    """A file that cannot be read or written as a mesh: names the file, what was expected and what came."""
+
+    def __init__(self, path: str | Path, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = str(path)
+        self.message = message
+
+
+@dataclass
+class RawMesh:
+    """Positions (V, 3) float64, and polygons as one flat index array beside their sizes."""
+
+    vertices: np.ndarray
+    indices: np.ndarray
+    sizes: np.ndarray
+    notes: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def of_triangles(vertices: np.ndarray, faces: np.ndarray) -> RawMesh:
+        return RawMesh(vertices, faces.reshape(-1).astype(np.int64), np.full(len(faces), 3, np.int64))
+
+    @staticmethod
+    def of_polygons(vertices: list[Any] | np.ndarray, polygons: list[list[int]]) -> RawMesh:
+        positions = np.asarray(vertices, np.float64).reshape(-1, 3)
+        sizes = np.fromiter(map(len, polygons), np.int64, len(polygons))
+        indices = np.fromiter((i for polygon in polygons for i in polygon), np.int64, int(sizes.sum()))
+        return RawMesh(positions, indices, sizes)
+
+
+def _numbers(path: Path, line_number: int, words: list[str], kind: type[float] | type[int]) -> list[Any]:
+    try:
+        return [kind(word) for word in words]
+    except ValueError:
+        what = "numbers" if kind is float else "integers"
+        hint = " (a decimal comma?)" if any("," in word for word in words) else ""
+        shown = " ".join(words)[:60]
+        raise MeshError(path, f"line {line_number}: expected {what}, got '{shown}'{hint}") from None
+
+
+# ---------------------------------------------------------------------------------- OBJ
+
+
+def read_obj(path: Path, data: bytes) -> RawMesh:
+    vertices: list[list[float]] = []
+    polygons: list[list[int]] = []
+    text = data.decode("utf-8", "replace").replace("\\\r\n", " ").replace("\\\n", " ")
+    if "\0" in text[:4096]:
+        raise MeshError(path, "expected the text of an OBJ file, got binary data")
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        if words[0] == "v":
+            if len(words) < 4:
+                raise MeshError(path, f"line {number}: expected 'v x y z', got '{line.strip()[:60]}'")
+            vertices.append(_numbers(path, number, words[1:4], float))
+        elif words[0] == "f":
+            comment = next((at for at, word in enumerate(words) if word.startswith("#")), len(words))
+            polygon = _numbers(path, number, [word.split("/", 1)[0] for word in words[1:comment]], int)
+            if len(polygon) < 3 or 0 in polygon:
+                what = "vertices are counted from 1" if 0 in polygon else "a face needs three vertices"
+                raise MeshError(path, f"line {number}: {what}, got '{line.strip()[:60]}'")
+            polygons.append([index - 1 if index > 0 else len(vertices) + index for index in polygon])
+    return RawMesh.of_polygons(vertices, polygons)
+
+
+def write_obj(vertices: np.ndarray, faces: np.ndarray) -> bytes:
+    text = io.StringIO()
+    precision = "%.9g" if vertices.dtype == np.float32 else "%.17g"
+    np.savetxt(text, vertices, fmt=f"v {precision} {precision} {precision}")
+    np.savetxt(text, faces + 1, fmt="f %d %d %d")
+    return text.getvalue().encode()
+
+
+# ---------------------------------------------------------------------------------- OFF
+
+
+def read_off(path: Path, data: bytes) -> RawMesh:
+    rows: list[tuple[int, list[str]]] = []
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        words = line.split("#", 1)[0].split()
+        if words:
+            rows.append((number, words))
+    if not rows or not re.fullmatch(r"(ST)?C?N?OFF", rows[0][1][0]):
+        came = rows[0][1][0][:20] if rows else "nothing"
+        raise MeshError(path, f"expected a file that starts with OFF, got '{came}'")
+    if len(rows[0][1]) > 1:
+        rows[0] = (rows[0][0], rows[0][1][1:])
+    else:
+        rows.pop(0)
+    if not rows or len(rows[0][1]) < 2:
+        raise MeshError(path, "expected the numbers of vertices and faces after OFF")
+    num_vertices, num_faces = _numbers(path, rows[0][0], rows[0][1][:2], int)
+    body = rows[1:]
+    if num_vertices < 0 or num_faces < 0 or len(body) < num_vertices + num_faces:
+        raise MeshError(
+            path, f"{len(body)} rows read, the header says {num_vertices} vertices and {num_faces} faces"
+        )
+    vertices = []
+    for number, words in body[:num_vertices]:
+        if len(words) < 3:
+            raise MeshError(path, f"line {number}: expected 'x y z', got '{' '.join(words)[:60]}'")
+        vertices.append(_numbers(path, number, words[:3], float))
+    polygons = []
+    for number, words in body[num_vertices : num_vertices + num_faces]:
+        size = _numbers(path, number, words[:1], int)[0]
+        if size < 1 or len(words) < 1 + size:
+            raise MeshError(
+                path, f"line {number}: expected a count and so many indices, got '{' '.join(words)[:60]}'"
+            )
+        if size >= 3:
+            polygons.append(_numbers(path, number, words[1 : 1 + size], int))
+    return RawMesh.of_polygons(vertices, polygons)
+
+
+def write_off(vertices: np.ndarray, faces: np.ndarray) -> bytes:
+    text = io.StringIO()
+    text.write(f"OFF\n{len(vertices)} {len(faces)} 0\n")
+    np.savetxt(text, vertices, fmt="%.9g" if vertices.dtype == np.float32 else "%.17g")
+    np.savetxt(text, faces, fmt="3 %d %d %d")
+    return text.getvalue().encode()
+
+
+# ---------------------------------------------------------------------------------- STL
+
+_STL_RECORD = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
+
+
+def read_stl(path: Path, data: bytes) -> RawMesh:
+    declared = struct.unpack_from("<I", data, 80)[0] if len(data) >= 84 else 0
+    whole = (len(data) - 84) // _STL_RECORD.itemsize if len(data) >= 84 else 0
+    if len(data) >= 84 and len(data) == 84 + declared * _STL_RECORD.itemsize and declared:
+        return _stl_triangles(np.frombuffer(data, _STL_RECORD, declared, 84)["corners"])
+    if data.lstrip()[:5].lower() == b"solid" and b"\0" not in data[:512]:
+        return _read_stl_text(path, data)
+    if 0 < declared <= whole:
+        raw = _stl_triangles(np.frombuffer(data, _STL_RECORD, declared, 84)["corners"])
+        raw.notes.append(
+            f"{len(data) - 84 - declared * _STL_RECORD.itemsize} bytes after the last triangle ignored"
+        )
+        return raw
+    raise MeshError(
+        path,
+        f"{min(whole, declared)} triangles read, file says {declared}: truncated, or not STL at all",
+    )
+
+
+def _read_stl_text(path: Path, data: bytes) -> RawMesh:
+    text = data.decode("utf-8", "replace").lower()
+    facets, ends = len(re.findall(r"\bfacet\b", text)), len(re.findall(r"\bendfacet\b", text))
+    if not facets:
+        raise MeshError(path, "expected triangles, got an ASCII STL file without a facet")
+    words = re.findall(r"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)", text)
+    if facets != ends or len(words) != 3 * facets:
+        raise MeshError(path, f"{len(words) // 3} triangles read, {facets} begun: a truncated ASCII STL file")
+    try:
+        corners = np.array(words, np.float64)
+    except ValueError as error:
+        raise MeshError(path, f"expected 'vertex x y z' with numbers: {error}") from None
+    return _stl_triangles(corners.reshape(-1, 3, 3))
+
+
+def _stl_triangles(corners: np.ndarray) -> RawMesh:
+    vertices = corners.reshape(-1, 3).astype(np.float64)
+    return RawMesh.of_triangles(vertices, np.arange(len(vertices)).reshape(-1, 3))
+
+
+def write_stl(vertices: np.ndarray, faces: np.ndarray) -> bytes:
+    corners = vertices.astype(np.float64)[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    length = np.linalg.norm(normals, axis=1, keepdims=True)
+    records = np.zeros(len(faces), _STL_RECORD)
+    records["normal"] = normals / np.where(length > 0, length, 1)
+    records["corners"] = corners
+    return b"fastshape".ljust(80, b" ") + struct.pack("<I", len(faces)) + records.tobytes()
+
+
+# ---------------------------------------------------------------------------------- PLY
+
+_PLY_TYPES = {
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
+    "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
+    "double": "f8", "float64": "f8",
+}  # fmt: skip
+
+
+@dataclass
+class _PlyElement:
+    name: str
+    count: int
+    # Of each property: name, type, type of the list's length.
+    properties: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    def column(self, names: tuple[str, ...]) -> int:
+        return next((at for at, entry in enumerate(self.properties) if entry[0] in names), -1)
+
+
+def read_ply(path: Path, data: bytes) -> RawMesh:
+    end = re.search(rb"end_header[ \t]*\r?\n", data)
+    if not data.startswith(b"ply") or end is None:
+        raise MeshError(path, "expected a PLY header from 'ply' to 'end_header'")
+    encoding, elements = _ply_header(path, data[: end.start()].decode("ascii", "replace"))
+    body = data[end.end() :]
+    if encoding == "ascii":
+        columns = _ply_text(path, body, elements, data[: end.end()].count(b"\n"))
+    else:
+        columns = _ply_binary(path, body, elements, "<" if encoding == "binary_little_endian" else ">")
+
+    by_name = {element.name: element for element in elements}
+    vertex = by_name.get("vertex")
+    axes = [vertex.column((axis,)) for axis in "xyz"] if vertex else [-1]
+    if vertex is None or -1 in axes:
+        raise MeshError(path, "expected an element 'vertex' with properties x, y and z")
+    try:
+        vertices = np.stack([np.asarray(columns["vertex"][axis], np.float64) for axis in axes], 1)
+    except (ValueError, TypeError):
+        raise MeshError(path, "expected numbers as x, y and z of the vertices") from None
+    face = by_name.get("face")
+    if face is None or not face.count:
+        if "tristrips" in by_name:
+            raise MeshError(path, "triangle strips are not supported; save the mesh with an element 'face'")
+        return RawMesh.of_triangles(vertices, np.zeros((0, 3), np.int64))
+    at = face.column(("vertex_indices", "vertex_index"))
+    if at < 0 or face.properties[at][2] is None:
+        raise MeshError(path, "expected a list property 'vertex_indices' of the element 'face'")
+    polygons = columns["face"][at]
+    if isinstance(polygons, np.ndarray):
+        count, size = polygons.shape
+        return RawMesh(vertices, polygons.reshape(-1).astype(np.int64), np.full(count, size, np.int64))
+    return RawMesh.of_polygons(vertices, polygons)
+
+
+def _ply_header(path: Path, text: str) -> tuple[str, list[_PlyElement]]:
+    encoding, elements = "", []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words or words[0] in ("ply", "comment", "obj_info"):
+            continue
+        try:
+            if words[0] == "format":
+                encoding = words[1]
+            elif words[0] == "element":
+                elements.append(_PlyElement(words[1], int(words[2])))
+            elif words[0] == "property" and words[1] == "list":
+                elements[-1].properties.append((words[4], _PLY_TYPES[words[3]], _PLY_TYPES[words[2]]))
+            elif words[0] == "property":
+                elements[-1].properties.append((words[2], _PLY_TYPES[words[1]], None))
+            else:
+                raise ValueError
+        except (IndexError, KeyError, ValueError):
+            raise MeshError(path, f"line {number}: not a PLY header line: '{line.strip()[:60]}'") from None
+    if encoding not in ("ascii", "binary_little_endian", "binary_big_endian"):
+        raise MeshError(path, f"expected a PLY format ascii or binary, got '{encoding}'")
+    if any(element.count < 0 for element in elements):
+        raise MeshError(path, "the PLY header has a negative count")
+    return encoding, elements
+
+
+def _ply_text(
+    path: Path, body: bytes, elements: list[_PlyElement], header_lines: int
+) -> dict[str, list[Any]]:
+    lines = body.decode("utf-8", "replace").splitlines()
+    rows = [(header_lines + number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    columns: dict[str, list[Any]] = {}
+    start = 0
+    for element in elements:
+        part = rows[start : start + element.count]
+        start += element.count
+        if len(part) < element.count:
+            raise MeshError(
+                path, f"{len(part)} of {element.count} '{element.name}' read: a truncated PLY file"
+            )
+        table: list[list[Any]] = [[] for _ in element.properties]
+        for number, words in part:
+            at = 0
+            for column, (_, kind, length_kind) in zip(table, element.properties, strict=True):
+                size = 1
+                if length_kind is not None:
+                    size = _numbers(path, number, words[at : at + 1] or ["nothing"], int)[0]
+                    at += 1
+                if size < 0 or at + size > len(words):
+                    raise MeshError(path, f"line {number}: too few numbers for an element '{element.name}'")
+                values = _numbers(path, number, words[at : at + size], float if kind[0] == "f" else int)
+                column.append(values if length_kind is not None else values[0])
+                at += size
+        columns[element.name] = table
+    return columns
+
+
+def _ply_binary(path: Path, body: bytes, elements: list[_PlyElement], order: str) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    at = 0
+    for element in elements:
+        table, at = _ply_fixed_rows(body, at, element, order) or _ply_rows(path, body, at, element, order)
+        columns[element.name] = table
+    return columns
+
+
+def _ply_fixed_rows(body: bytes, at: int, element: _PlyElement, order: str) -> tuple[list[Any], int] | None:
+    """The columns of an element whose lists all have the length of the first row's; None if they have not."""
+    fields: list[tuple[str, Any]] = []
+    offset = at
+    for column, (_, kind, length_kind) in enumerate(element.properties):
+        if length_kind is not None:
+            length_type = np.dtype(order + length_kind)
+            if offset + length_type.itemsize > len(body):
+                return None
+            size = int(np.frombuffer(body, length_type, 1, offset)[0])
+            if size < 0 or size > 64:
+                return None
+            fields += [(f"n{column}", length_type), (f"v{column}", (np.dtype(order + kind), (size,)))]
+            offset += length_type.itemsize + size * np.dtype(kind).itemsize
+        else:
+            fields.append((f"v{column}", np.dtype(order + kind)))
+            offset += np.dtype(kind).itemsize
+    record = np.dtype(fields)
+    if at + record.itemsize * element.count > len(body):
+        return None
+    rows = (
+        np.frombuffer(body, record, element.count, at) if record.itemsize else np.zeros(element.count, record)
+    )
+    for column, (_, _, length_kind) in enumerate(element.properties):
+        if length_kind is not None and not (rows[f"n{column}"] == rows[f"v{column}"].shape[1]).all():
+            return None
+    table = [rows[f"v{column}"] for column in range(len(element.properties))]
+    return table, at + record.itemsize * element.count
+
+
+def _ply_rows(path: Path, body: bytes, at: int, element: _PlyElement, order: str) -> tuple[list[Any], int]:
+    table: list[list[Any]] = [[] for _ in element.properties]
+    codes = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "f4": "f", "f8": "d"}
+    for row in range(element.count):
+        try:
+            for column, (_, kind, length_kind) in zip(table, element.properties, strict=True):
+                size = 1
+                if length_kind is not None:
+                    size = struct.unpack_from(order + codes[length_kind], body, at)[0]
+                    at += struct.calcsize(codes[length_kind])
+                values = struct.unpack_from(f"{order}{size}{codes[kind]}", body, at)
+                at += struct.calcsize(codes[kind]) * size
+                column.append(list(values) if length_kind is not None else values[0])
+        except struct.error:
+            raise MeshError(
+                path, f"{row} of {element.count} '{element.name}' read: a truncated PLY file"
+            ) from None
+    return table, at
+
+
+def write_ply(vertices: np.ndarray, faces: np.ndarray) -> bytes:
+    kind = "float" if vertices.dtype == np.float32 else "double"
+    if len(vertices) > np.iinfo(np.int32).max:
+        raise ValueError("a PLY file holds at most 2^31 - 1 vertices")
+    header = (
+        "ply\nformat binary_little_endian 1.0\ncomment fastshape\n"
+        f"element vertex {len(vertices)}\nproperty {kind} x\nproperty {kind} y\nproperty {kind} z\n"
+        f"element face {len(faces)}\nproperty list uchar int vertex_indices\nend_header\n"
+    )
+    records = np.empty(len(faces), np.dtype([("n", "u1"), ("v", "<i4", 3)]))
+    records["n"], records["v"] = 3, faces
+    return header.encode() + vertices.astype(vertices.dtype.newbyteorder("<")).tobytes() + records.tobytes()
+
+
+# ---------------------------------------------------------------------------------- glTF
+
+
+def read_gltf(path: Path, data: bytes) -> RawMesh:
+    import trimesh
+
+    kind = path.suffix[1:].lower()
+    if kind == "glb":
+        if data[:4] != b"glTF" or len(data) < 12:
+            raise MeshError(path, f"expected a file that starts with glTF, got {data[:4]!r}")
+        length = struct.unpack_from("<I", data, 8)[0]
+        if length > len(data):
+            raise MeshError(path, f"{len(data)} bytes read, file says {length}: a truncated GLB file")
+    try:
+        scene = trimesh.load_scene(str(path), file_type=kind, process=False, skip_materials=True)
+    except Exception as error:  # the parser of an outside library, on outside data: anything can come
+        raise MeshError(
+            path, f"not a readable {kind.upper()} file ({type(error).__name__}: {error})"
+        ) from error
+    vertices, faces, offset, others = [], [], 0, []
+    for node in scene.graph.nodes_geometry:
+        matrix, name = scene.graph[node]
+        geometry = scene.geometry[name]
+        if not isinstance(geometry, trimesh.Trimesh):
+            others.append(type(geometry).__name__)
+            continue
+        determinant = np.linalg.det(np.asarray(matrix, np.float64)[:3, :3])
+        if not np.isfinite(determinant) or determinant == 0:
+            raise MeshError(
+                path, f"the transform of node '{node}' has determinant {determinant:g}: it flattens the mesh"
+            )
+        vertices.append(np.asarray(geometry.vertices, np.float64) @ matrix[:3, :3].T + matrix[:3, 3])
+        triangles = np.asarray(geometry.faces, np.int64) + offset
+        faces.append(triangles[:, ::-1] if determinant < 0 else triangles)
+        offset += len(geometry.vertices)
+    if not vertices:
+        what = f"only {', '.join(sorted(set(others)))}" if others else "an empty scene"
+        raise MeshError(path, f"expected triangles, got {what}")
+    raw = RawMesh.of_triangles(np.concatenate(vertices), np.concatenate(faces))
+    if others:
+        raw.notes.append(f"{len(others)} scene parts that are not meshes ignored")
+    return raw
+
+
+def write_glb(vertices: np.ndarray, faces: np.ndarray) -> bytes:
+    import trimesh
+
+    data = trimesh.Trimesh(vertices.astype(np.float32), faces, process=False).export(file_type="glb")
+    assert isinstance(data, bytes)
+    return data
+
+
+READERS: dict[str, Callable[[Path, bytes], RawMesh]] = {
+    ".obj": read_obj,
+    ".ply": read_ply,
+    ".stl": read_stl,
+    ".off": read_off,
+    ".glb": read_gltf,
+    ".gltf": read_gltf,
+}
+
+WRITERS: dict[str, Callable[[np.ndarray, np.ndarray], bytes]] = {
+    ".obj": write_obj,
+    ".ply": write_ply,
+    ".stl": write_stl,
+    ".off": write_off,
+    ".glb": write_glb,
+}

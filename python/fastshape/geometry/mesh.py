@@ -1,0 +1,216 @@
+"""The triangle mesh that every part of the library passes around."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """A triangle mesh on the CPU.
+
+    Args:
+        vertices: positions, (V, 3), float32 or float64, finite.
+        faces: vertex indices of the triangles, (F, 3), int64, counter-clockwise seen from outside.
+        notes: what a reader had to repair, in words, e.g. "3 degenerate faces dropped".
+
+    Raises:
+        TypeError: not a tensor, or another dtype.
+        ValueError: wrong shape, a vertex that is not finite, or a face index out of range.
+    """
+
+    vertices: Tensor
+    faces: Tensor
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, tensor in (("vertices", self.vertices), ("faces", self.faces)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"`{name}` must be a torch.Tensor, got {type(tensor).__name__}")
+            if tensor.device.type != "cpu":
+                raise ValueError(f"`{name}` must be on the CPU, got {tensor.device}")
+            if tensor.dim() != 2 or tensor.shape[1] != 3:
+                letter = name[0].upper()
+                raise ValueError(f"`{name}` must have shape ({letter}, 3), got {tuple(tensor.shape)}")
+        if self.vertices.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"`vertices` must be float32 or float64, got {self.vertices.dtype}")
+        if self.faces.dtype != torch.int64:
+            raise TypeError(f"`faces` must be int64, got {self.faces.dtype}")
+        if not bool(torch.isfinite(self.vertices).all()):
+            count = int((~torch.isfinite(self.vertices)).any(1).sum())
+            raise ValueError(f"`vertices` has {count} rows that are not finite")
+        if self.faces.numel():
+            wrong = ((self.faces < 0) | (self.faces >= len(self.vertices))).any(1)
+            if bool(wrong.any()):
+                face = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"face {face} is {self.faces[face].tolist()}, but there are {len(self.vertices)} vertices"
+                )
+
+    def __repr__(self) -> str:
+        return f"Mesh({self.num_vertices} vertices, {self.num_faces} faces)"
+
+    @property
+    def num_vertices(self) -> int:
+        return len(self.vertices)
+
+    @property
+    def num_faces(self) -> int:
+        return len(self.faces)
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Lowest and highest corner of the bounding box, (2, 3); of all vertices, used or not."""
+        if not self.num_vertices:
+            raise ValueError("a mesh without vertices has no bounds")
+        return torch.stack([self.vertices.amin(0), self.vertices.amax(0)])
+
+    @cached_property
+    def triangles(self) -> Tensor:
+        """Corner positions, (F, 3, 3)."""
+        return self.vertices[self.faces]
+
+    @cached_property
+    def _face_cross(self) -> Tensor:
+        corners = self.triangles.double()
+        return torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+
+    @cached_property
+    def face_areas(self) -> Tensor:
+        """(F,) float64."""
+        return 0.5 * self._face_cross.norm(dim=1)
+
+    @cached_property
+    def face_normals(self) -> Tensor:
+        """Unit normals, (F, 3), in the vertices' dtype; zero where a face has no area."""
+        return torch.nn.functional.normalize(self._face_cross, dim=1, eps=1e-300).to(self.vertices.dtype)
+
+    @cached_property
+    def vertex_normals(self) -> Tensor:
+        """Area-weighted unit normals, (V, 3), in the vertices' dtype; zero for unused vertices."""
+        total = torch.zeros(self.num_vertices, 3, dtype=torch.float64)
+        for corner in range(3):
+            total.index_add_(0, self.faces[:, corner], self._face_cross)
+        return torch.nn.functional.normalize(total, dim=1, eps=1e-300).to(self.vertices.dtype)
+
+    @cached_property
+    def area(self) -> float:
+        """Sum of the triangles' areas."""
+        return float(self.face_areas.sum())
+
+    @cached_property
+    def volume(self) -> float:
+        """Signed volume by the divergence theorem: positive for outward faces; meaningful when closed."""
+        if not self.num_faces:
+            return 0.0
+        corners = self.triangles.double() - self.bounds.double().mean(0)
+        return float((corners[:, 0] * torch.linalg.cross(corners[:, 1], corners[:, 2])).sum() / 6)
+
+    @cached_property
+    def is_watertight(self) -> bool:
+        """Whether every edge is met by exactly two faces that run through it in opposite directions."""
+        if not self.num_faces:
+            return False
+        directed = torch.cat([self.faces[:, [0, 1]], self.faces[:, [1, 2]], self.faces[:, [2, 0]]])
+        forward = directed[:, 0] * self.num_vertices + directed[:, 1]
+        backward = directed[:, 1] * self.num_vertices + directed[:, 0]
+        forward = forward.sort().values
+        return bool((forward.diff() != 0).all()) and torch.equal(forward, backward.sort().values)
+
+    def to(self, dtype: torch.dtype) -> Mesh:
+        """The same mesh with vertices of `dtype` (float32 or float64)."""
+        return replace(self, vertices=self.vertices.to(dtype))
+
+    def transform(self, matrix: Tensor) -> Mesh:
+        """The mesh moved by a (4, 4) affine matrix, computed in float64; a mirror turns the faces over.
+
+        Raises:
+            ValueError: wrong shape, or a matrix that flattens the mesh (determinant 0).
+        """
+        if tuple(matrix.shape) != (4, 4):
+            raise ValueError(f"`matrix` must have shape (4, 4), got {tuple(matrix.shape)}")
+        matrix = matrix.detach().double().cpu()
+        determinant = float(torch.linalg.det(matrix[:3, :3]))
+        if determinant == 0:
+            raise ValueError("`matrix` has determinant 0 and would flatten the mesh")
+        moved = self.vertices.double() @ matrix[:3, :3].T + matrix[:3, 3]
+        mesh = replace(self, vertices=moved.to(self.vertices.dtype))
+        return mesh.flip() if determinant < 0 else mesh
+
+    def flip(self) -> Mesh:
+        """The mesh with every face turned over."""
+        return replace(self, faces=self.faces.flip(1).contiguous())
+
+    @staticmethod
+    def join(meshes: Sequence[Mesh]) -> Mesh:
+        """The meshes as one, in order; nothing is merged."""
+        if not meshes:
+            raise ValueError("`meshes` is empty")
+        dtype = torch.float64 if any(m.vertices.dtype == torch.float64 for m in meshes) else torch.float32
+        offset, faces = 0, []
+        for mesh in meshes:
+            faces.append(mesh.faces + offset)
+            offset += mesh.num_vertices
+        notes = tuple(note for mesh in meshes for note in mesh.notes)
+        return Mesh(torch.cat([mesh.vertices.to(dtype) for mesh in meshes]), torch.cat(faces), notes)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The map `(x - center) * scale` from a mesh's own frame to the normalized cube, and its way back."""
+
+    center: tuple[float, float, float]
+    scale: float
+
+    def apply(self, points: Tensor) -> Tensor:
+        """Points (..., 3) of the mesh's own frame in the cube, computed in float64, dtype kept."""
+        center = torch.tensor(self.center, dtype=torch.float64)
+        return ((points.double() - center) * self.scale).to(points.dtype)
+
+    def undo(self, points: Tensor) -> Tensor:
+        """Points (..., 3) of the cube in the mesh's own frame, computed in float64, dtype kept."""
+        center = torch.tensor(self.center, dtype=torch.float64)
+        return (points.double() / self.scale + center).to(points.dtype)
+
+    def apply_mesh(self, mesh: Mesh, dtype: torch.dtype = torch.float32) -> Mesh:
+        """`mesh` in the cube; centered before the cast, so that a small mesh far away keeps its detail."""
+        return replace(mesh, vertices=self.apply(mesh.vertices.double()).to(dtype))
+
+    def undo_mesh(self, mesh: Mesh) -> Mesh:
+        """`mesh` back in its own frame, in float64."""
+        return replace(mesh, vertices=self.undo(mesh.vertices.double()))
+
+
+def normalize(
+    mesh: Mesh, *, extent: float = 1.0, dtype: torch.dtype = torch.float32
+) -> tuple[Mesh, Normalization]:
+    """Center the bounding box of a mesh at the origin and scale its longest side to `2 * extent`.
+
+    Unused vertices do not count: only vertices of faces make the box.
+
+    Args:
+        mesh: any mesh with a surface.
+        extent: largest absolute coordinate of the result.
+        dtype: dtype of the result; the arithmetic is float64.
+
+    Returns:
+        The mesh in [-extent, extent]^3, and the `Normalization` whose `undo_mesh` leads back.
+
+    Raises:
+        ValueError: no faces, or all points equal.
+    """
+    if not mesh.num_faces:
+        raise ValueError("a mesh without faces cannot be normalized")
+    used = mesh.vertices.double()[mesh.faces.reshape(-1)]
+    low, high = used.amin(0), used.amax(0)
+    size = float((high - low).max())
+    if not size > 0:
+        raise ValueError("all points of the mesh are equal: it has no size to normalize")
+    center = (low + (high - low) / 2).tolist()
+    normalization = Normalization((center[0], center[1], center[2]), 2 * extent / size)
+    return normalization.apply_mesh(mesh, dtype), normalization

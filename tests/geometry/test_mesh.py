@@ -1,0 +1,123 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastshape.geometry import Mesh, normalize, shapes
+
+TETRAHEDRON = Mesh(
+    torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+    torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]),
+)
+
+
+def test_measures_of_a_tetrahedron() -> None:
+    assert TETRAHEDRON.area == pytest.approx(1.5 + 3**0.5 / 2)
+    assert TETRAHEDRON.volume == pytest.approx(1 / 6)
+    assert TETRAHEDRON.is_watertight
+    torch.testing.assert_close(TETRAHEDRON.bounds, torch.tensor([[0.0, 0, 0], [1, 1, 1]]))
+    torch.testing.assert_close(TETRAHEDRON.face_normals[3], torch.full((3,), 3**-0.5))
+    assert TETRAHEDRON.flip().volume == pytest.approx(-1 / 6)
+
+
+def test_open_doubled_and_turned_faces_are_not_watertight() -> None:
+    mesh = TETRAHEDRON
+    assert not Mesh(mesh.vertices, mesh.faces[:3]).is_watertight
+    assert not Mesh(mesh.vertices, torch.cat([mesh.faces, mesh.faces[:1]])).is_watertight
+    turned = torch.cat([mesh.faces[:3], mesh.faces[3:].flip(1)])
+    assert not Mesh(mesh.vertices, turned).is_watertight
+
+
+@pytest.mark.parametrize(
+    ("vertices", "faces", "error", "message"),
+    [
+        ([[0.0, 0, 0]], torch.zeros(0, 3, dtype=torch.long), TypeError, "must be a torch.Tensor"),
+        (torch.zeros(4, 2), torch.zeros(0, 3, dtype=torch.long), ValueError, r"shape \(V, 3\), got \(4, 2\)"),
+        (torch.zeros(4, 3), torch.zeros(2, 4, dtype=torch.long), ValueError, r"shape \(F, 3\), got \(2, 4\)"),
+        (torch.zeros(4, 3).half(), torch.zeros(0, 3, dtype=torch.long), TypeError, "float32 or float64"),
+        (torch.zeros(4, 3), torch.zeros(0, 3, dtype=torch.int32), TypeError, "must be int64"),
+        (torch.zeros(4, 3), torch.tensor([[0, 1, 2], [0, 1, 4]]), ValueError, r"face 1 is \[0, 1, 4\]"),
+        (
+            torch.full((4, 3), torch.nan),
+            torch.zeros(0, 3, dtype=torch.long),
+            ValueError,
+            "4 rows that are not finite",
+        ),
+    ],
+)
+def test_wrong_input_is_refused(vertices, faces, error, message) -> None:
+    with pytest.raises(error, match=message):
+        Mesh(vertices, faces)
+
+
+def test_transform_turns_a_mirrored_mesh_over() -> None:
+    mirror = torch.diag(torch.tensor([-2.0, 1, 1, 1]))
+    assert TETRAHEDRON.transform(mirror).volume == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="determinant 0"):
+        TETRAHEDRON.transform(torch.diag(torch.tensor([0.0, 1, 1, 1])))
+
+
+def test_join_keeps_order_and_offsets() -> None:
+    joined = Mesh.join([TETRAHEDRON, TETRAHEDRON])
+    assert joined.num_vertices == 8
+    assert joined.volume == pytest.approx(2 / 6)
+
+
+def test_normalize_fits_the_cube_and_leads_back() -> None:
+    mesh = Mesh(TETRAHEDRON.vertices.double() * torch.tensor([4.0, 2, 1]) + 7, TETRAHEDRON.faces)
+    normalized, normalization = normalize(mesh)
+    assert normalized.vertices.dtype == torch.float32
+    torch.testing.assert_close(normalized.bounds, torch.tensor([[-1, -0.5, -0.25], [1, 0.5, 0.25]]))
+    torch.testing.assert_close(normalization.undo_mesh(normalized).vertices, mesh.vertices)
+
+
+def test_normalize_keeps_the_detail_of_a_small_mesh_far_away() -> None:
+    mesh = Mesh(TETRAHEDRON.vertices.double() * 1e-3 + 1e6, TETRAHEDRON.faces)
+    normalized, _ = normalize(mesh)
+    torch.testing.assert_close(normalized.vertices, TETRAHEDRON.vertices * 2 - 1, atol=1e-6, rtol=0)
+
+
+def test_normalize_ignores_unused_vertices_and_refuses_a_point() -> None:
+    vertices = torch.cat([TETRAHEDRON.vertices, torch.full((1, 3), 100.0)])
+    normalized, _ = normalize(Mesh(vertices, TETRAHEDRON.faces))
+    torch.testing.assert_close(normalized.vertices[:4], TETRAHEDRON.vertices * 2 - 1)
+    with pytest.raises(ValueError, match="all points of the mesh are equal"):
+        normalize(Mesh(torch.ones(3, 3), torch.tensor([[0, 1, 2]])))
+
+
+@pytest.mark.parametrize("name", [name for name in shapes.NAMES if name != "half_pipe"] + ["csg-0", "csg-17"])
+def test_shapes_are_closed_solids_in_the_cube(name: str) -> None:
+    if name not in ("torus", "knot"):
+        pytest.importorskip("manifold3d")
+    mesh = shapes.make(name)
+    assert mesh.is_watertight
+    assert mesh.volume > 0
+    assert float(mesh.vertices.abs().max()) == pytest.approx(1)
+
+
+def test_random_solids_differ_by_seed_only() -> None:
+    pytest.importorskip("manifold3d")
+    assert torch.equal(shapes.csg(3).vertices, shapes.make(3).vertices)
+    meshes = [shapes.csg(seed) for seed in range(40)]
+    assert all(mesh.is_watertight and mesh.volume > 0.02 for mesh in meshes)
+    assert len({mesh.num_faces for mesh in meshes}) > 30
+    with pytest.raises(ValueError, match="unknown shape 'teapot'"):
+        shapes.make("teapot")
+
+
+def test_torus_has_its_volume() -> None:
+    scale = 1 / 0.95
+    assert shapes.torus(segments=512).volume == pytest.approx(
+        2 * 3.14159265**2 * 0.7 * 0.25**2 * scale**3, rel=1e-3
+    )
+
+
+def test_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, warnings; warnings.simplefilter('error'); import torch; import fastshape.geometry;"
+        "heavy = ('trimesh', 'scipy', 'skimage', 'PIL', 'manifold3d', 'igl', 'rich');"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
