@@ -62,8 +62,8 @@ def versions() -> dict[str, Any]:
     try:
         from fastshape import _C
 
-        build = dict(_C.build_info())
-    except (ImportError, AttributeError):
+        build = {"compiler": _C.compiler, "cuda_architectures": _C.cuda_architectures}
+    except ImportError:
         build = None
     return {
         "python": platform.python_version(),
