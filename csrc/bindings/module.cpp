@@ -9,6 +9,8 @@ namespace py = pybind11;
 
 namespace fastshape {
 
+void bind_geometry(py::module_& m);
+
 namespace {
 
 void translate_exceptions() {
@@ -50,4 +52,5 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   m.doc() = "fastshape's kernels. Use fastshape.ops: it checks, allocates and differentiates.";
   fastshape::translate_exceptions();
   fastshape::bind_runtime(m);
+  fastshape::bind_geometry(m);
 }

@@ -1,1 +1,6 @@
 """The kernels: tensors in, tensors out. Every operator runs on the CPU and on CUDA with the same results."""
+
+from fastshape.ops.mesh import Bvh as Bvh
+from fastshape.ops.mesh import ClosestPoint as ClosestPoint
+from fastshape.ops.mesh import build_bvh as build_bvh
+from fastshape.ops.mesh import closest_point as closest_point
