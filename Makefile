@@ -17,10 +17,10 @@ bench: $(VENV)/peers.installed
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 dev: emulated
 	$(BIN)/python -m pip install -q -e '.[test,dev,peers]' && $(BIN)/pre-commit install
-format: $(VENV)/dev.installed
+format: $(BIN)/ruff
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu*' 'tests/*.cpp' | xargs $(BIN)/clang-format -i
-lint: $(VENV)/dev.installed
+lint: $(BIN)/ruff
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/mypy benchmarks
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu*' 'tests/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 emulated: $(VENV)/$(TEST_EXTRAS).installed  # the CUDA kernels as C++ that runs on the CPU, the tests' third back end
@@ -31,6 +31,8 @@ gpu: # on a machine with a GPU and without a network, after gpu-wheels on one wi
 	GPU_OUT=$(GPU_OUT) bash scripts/gpu.sh
 gpu-wheels:
 	bash scripts/gpu_wheels.sh .gpu-wheels
+$(BIN)/ruff:
+	$(MAKE) $(VENV)/dev.installed
 $(VENV)/%.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	mkdir -p build && $(BIN)/python -m pip install -q '.[$*]'

@@ -36,18 +36,13 @@ def grid_points(resolution: int, *, bounds: float = 1.0, begin: int = 0, end: in
 
 
 def extract_surface(
-    values: Tensor,
-    *,
-    level: float = 0.0,
-    inside: Inside = "negative",
-    bounds: float = 1.0,
-    closed: bool = False,
+    values: Tensor, *, level: float = 0.0, inside: Inside = "negative", bounds: float = 1.0
 ) -> Mesh:
     """Extract the surface where a sampled field crosses a level, by marching cubes.
 
     The sample `values[i, j, k]` belongs to the point `(x_i, y_j, z_k)` of `linspace(-bounds, bounds, R)^3`,
     so a vertex at grid position v lies at `(v / (R - 1) * 2 - 1) * bounds`. Faces look away from the inside:
-    a closed surface has a positive volume.
+    a closed surface has a positive volume. A surface that leaves the cube is open there.
 
     Args:
         values: (R, R, R) floating point, finite, R >= 2, on any device.
@@ -55,8 +50,6 @@ def extract_surface(
         inside: the side of the level that is solid: "negative" (values below it: a signed distance) or
             "positive" (values above it: occupancy, or its logits).
         bounds: half side of the cube.
-        closed: everything beyond the cube counts as outside: a solid that reaches its border gets a face there.
-            False leaves it open.
 
     Returns:
         Mesh with float32 vertices.
@@ -84,17 +77,11 @@ def extract_surface(
             "or train longer if the field comes from a model"
         )
     measure = require("skimage.measure", "geom", "extracting a surface")
-    resolution = values.shape[0]
-    if closed:
-        # Far beyond the level, so that the face lies on the border to within a thousandth of a cell.
-        away = 1e3 * (high - low)
-        beyond = level + away if inside == "negative" else level - away
-        field = torch.nn.functional.pad(field, (1,) * 6, value=beyond)
     vertices, faces, _, _ = measure.marching_cubes(
         field.numpy(), level, gradient_direction="descent" if inside == "negative" else "ascent"
     )
-    position = torch.from_numpy(vertices.copy()).double() - (1 if closed else 0)
-    positions = (position / (resolution - 1) * 2 - 1).clamp(-1, 1) * bounds
+    resolution = values.shape[0]
+    positions = (torch.from_numpy(vertices.copy()).double() / (resolution - 1) * 2 - 1) * bounds
     return Mesh(positions.float(), torch.from_numpy(faces.astype("int64")))
 
 
@@ -106,7 +93,6 @@ def extract(
     level: float = 0.0,
     inside: Inside = "negative",
     bounds: float = 1.0,
-    closed: bool = False,
     chunk: int = 65536,
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
@@ -116,7 +102,7 @@ def extract(
     Args:
         field: maps points (N, 3) float32 on `device` to values (N,) or (N, 1).
         resolution: R, points along an axis.
-        level, inside, bounds, closed: as in `extract_surface`.
+        level, inside, bounds: as in `extract_surface`.
         chunk: points per call of `field`.
         device: where the points are made and the field is asked.
         progress: called with the share that is done, from 0 to 1.
@@ -140,5 +126,6 @@ def extract(
         values[begin:end] = answer.reshape(-1).float().cpu()
         if progress is not None:
             progress(end / total)
-    cube = values.reshape(resolution, resolution, resolution)
-    return extract_surface(cube, level=level, inside=inside, bounds=bounds, closed=closed)
+    return extract_surface(
+        values.reshape(resolution, resolution, resolution), level=level, inside=inside, bounds=bounds
+    )
