@@ -10,6 +10,7 @@ namespace py = pybind11;
 namespace fastshape {
 
 void bind_geometry(py::module_& m);
+void bind_sampling(py::module_& m);
 
 namespace {
 
@@ -34,6 +35,11 @@ void bind_runtime(py::module_& m) {
 #else
   m.attr("cuda_architectures") = "";
 #endif
+#if defined(FASTSHAPE_EMULATION)
+  m.attr("emulated") = true;  // CPU tensors go to the CUDA kernels
+#else
+  m.attr("emulated") = false;
+#endif
   m.attr("compiler") = FASTSHAPE_COMPILER;
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("threads"));
@@ -53,4 +59,5 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   fastshape::translate_exceptions();
   fastshape::bind_runtime(m);
   fastshape::bind_geometry(m);
+  fastshape::bind_sampling(m);
 }

@@ -4,3 +4,5 @@ from fastshape.ops.mesh import Bvh as Bvh
 from fastshape.ops.mesh import ClosestPoint as ClosestPoint
 from fastshape.ops.mesh import build_bvh as build_bvh
 from fastshape.ops.mesh import closest_point as closest_point
+from fastshape.ops.sampling import farthest_point_sampling as farthest_point_sampling
+from fastshape.ops.sampling import num_samples_from_ratio as num_samples_from_ratio

@@ -1,0 +1,2 @@
+#define FASTSHAPE_TREE_KERNELS kTreeKernelsPortable
+#include "sampling/farthest_point_sampling_cpu_kernels.h"
