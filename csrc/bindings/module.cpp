@@ -52,6 +52,11 @@ void bind_runtime(py::module_& m) {
 }
 
 }  // namespace
+
+#if defined(FASTSHAPE_EMULATION)
+void bind_emulation(py::module_& m);
+#endif
+
 }  // namespace fastshape
 
 PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
@@ -60,4 +65,7 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   fastshape::bind_runtime(m);
   fastshape::bind_geometry(m);
   fastshape::bind_sampling(m);
+#if defined(FASTSHAPE_EMULATION)
+  fastshape::bind_emulation(m);
+#endif
 }
