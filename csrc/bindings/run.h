@@ -54,7 +54,8 @@ class DeviceGuard {
 #endif
 
 template <class Cpu, class Cuda>
-void run(const Tensor& tensor, [[maybe_unused]] Cpu&& cpu, [[maybe_unused]] Cuda&& cuda) {
+void run([[maybe_unused]] const Tensor& tensor, [[maybe_unused]] Cpu&& cpu,
+         [[maybe_unused]] Cuda&& cuda) {
 #if defined(FASTSHAPE_EMULATION)
   pybind11::gil_scoped_release release;
   cuda(nullptr);
