@@ -50,6 +50,17 @@ def test_either_side_may_be_inside() -> None:
     assert 0 < shrunk.volume < negative.volume
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_solid_that_reaches_the_border_can_be_closed(sign: int) -> None:
+    values = ((grid_points(24)[:, :2]).norm(dim=1) - 0.5).reshape(24, 24, 24) * sign
+    inside = "negative" if sign == 1 else "positive"
+    mesh = extract_surface(values, inside=inside, closed=True)
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(2 * torch.pi * 0.25, rel=0.02)
+    torch.testing.assert_close(mesh.bounds[:, 2], torch.tensor([-1.0, 1]), atol=1e-6, rtol=0)
+    assert not extract_surface(values, inside=inside).is_watertight
+
+
 def test_chunks_do_not_matter() -> None:
     shares = []
     mesh = extract(ellipsoid, 20, chunk=333, progress=shares.append)

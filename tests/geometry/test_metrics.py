@@ -33,6 +33,9 @@ def test_a_perfect_prediction_scores_the_floor() -> None:
     assert result.scores.fscore[0.02] > 0.95
     assert result.scores.fscore[0.001] < 0.5
     assert result.scores.normal_consistency > 0.99
+    # The distance to the surface has no floor but float32's.
+    assert result.prediction_to_surface < 1e-7
+    assert result.target_to_surface < 1e-7
     # Of N points spread over the area A, the nearest lies within sqrt(A / N) / 2 on average.
     assert result.floor.chamfer_l1 == pytest.approx(0.5 * (mesh.area / 20_000) ** 0.5, rel=0.05)
 
@@ -42,6 +45,8 @@ def test_a_shifted_prediction_scores_its_shift() -> None:
     moved = Mesh(mesh.vertices + torch.tensor([0.0, 0, 0.1]), mesh.faces)
     result = evaluate(moved, mesh, num_samples=10_000)
     assert 0.03 < result.scores.chamfer_l1 < 0.1
+    assert 0.03 < result.prediction_to_surface < 0.1
+    assert result.target_to_surface == pytest.approx(result.prediction_to_surface, rel=0.05)
     assert result.scores.fscore[0.02] < 0.5
 
 

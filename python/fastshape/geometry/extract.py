@@ -36,13 +36,18 @@ def grid_points(resolution: int, *, bounds: float = 1.0, begin: int = 0, end: in
 
 
 def extract_surface(
-    values: Tensor, *, level: float = 0.0, inside: Inside = "negative", bounds: float = 1.0
+    values: Tensor,
+    *,
+    level: float = 0.0,
+    inside: Inside = "negative",
+    bounds: float = 1.0,
+    closed: bool = False,
 ) -> Mesh:
     """Extract the surface where a sampled field crosses a level, by marching cubes.
 
     The sample `values[i, j, k]` belongs to the point `(x_i, y_j, z_k)` of `linspace(-bounds, bounds, R)^3`,
     so a vertex at grid position v lies at `(v / (R - 1) * 2 - 1) * bounds`. Faces look away from the inside:
-    a closed surface has a positive volume. A surface that leaves the cube is open there.
+    a closed surface has a positive volume.
 
     Args:
         values: (R, R, R) floating point, finite, R >= 2, on any device.
@@ -50,6 +55,8 @@ def extract_surface(
         inside: the side of the level that is solid: "negative" (values below it: a signed distance) or
             "positive" (values above it: occupancy, or its logits).
         bounds: half side of the cube.
+        closed: everything beyond the cube counts as outside: a solid that reaches its border gets a face
+            there. False leaves it open.
 
     Returns:
         Mesh with float32 vertices.
@@ -77,11 +84,17 @@ def extract_surface(
             "or train longer if the field comes from a model"
         )
     measure = require("skimage.measure", "geom", "extracting a surface")
+    resolution = values.shape[0]
+    if closed:
+        # Far beyond the level, so that the face lies on the border to within a thousandth of a cell.
+        away = 1e3 * (high - low)
+        beyond = level + away if inside == "negative" else level - away
+        field = torch.nn.functional.pad(field, (1,) * 6, value=beyond)
     vertices, faces, _, _ = measure.marching_cubes(
         field.numpy(), level, gradient_direction="descent" if inside == "negative" else "ascent"
     )
-    resolution = values.shape[0]
-    positions = (torch.from_numpy(vertices.copy()).double() / (resolution - 1) * 2 - 1) * bounds
+    position = torch.from_numpy(vertices.copy()).double() - (1 if closed else 0)
+    positions = (position / (resolution - 1) * 2 - 1).clamp(-1, 1) * bounds
     return Mesh(positions.float(), torch.from_numpy(faces.astype("int64")))
 
 
@@ -93,6 +106,7 @@ def extract(
     level: float = 0.0,
     inside: Inside = "negative",
     bounds: float = 1.0,
+    closed: bool = False,
     chunk: int = 65536,
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
@@ -102,7 +116,7 @@ def extract(
     Args:
         field: maps points (N, 3) float32 on `device` to values (N,) or (N, 1).
         resolution: R, points along an axis.
-        level, inside, bounds: as in `extract_surface`.
+        level, inside, bounds, closed: as in `extract_surface`.
         chunk: points per call of `field`.
         device: where the points are made and the field is asked.
         progress: called with the share that is done, from 0 to 1.
@@ -126,6 +140,5 @@ def extract(
         values[begin:end] = answer.reshape(-1).float().cpu()
         if progress is not None:
             progress(end / total)
-    return extract_surface(
-        values.reshape(resolution, resolution, resolution), level=level, inside=inside, bounds=bounds
-    )
+    cube = values.reshape(resolution, resolution, resolution)
+    return extract_surface(cube, level=level, inside=inside, bounds=bounds, closed=closed)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastshape.geometry.mesh import Mesh, normalize
 from fastshape.geometry.optional import require
 from fastshape.geometry.sampling import SurfaceSamples, sample_surface
+from fastshape.ops import build_bvh, closest_point
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Evaluation:
     num_samples: int
     seed: int
     box: str
-    prediction_to_surface: float | None = None
-    target_to_surface: float | None = None
+    prediction_to_surface: float
+    target_to_surface: float
     volume_iou: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +77,11 @@ def _nearest(points: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     tree = require("scipy.spatial", "geom", "comparing surfaces").cKDTree(targets.double().numpy())
     distance, index = tree.query(points.double().numpy(), workers=torch.get_num_threads())
     return torch.from_numpy(distance), torch.from_numpy(index)
+
+
+def _distance_to_surface(points: Tensor, mesh: Mesh) -> float:
+    bvh = build_bvh(mesh.vertices.float().contiguous(), mesh.faces.contiguous())
+    return float(closest_point(points, bvh).distance.double().mean())
 
 
 def compare_samples(
@@ -140,6 +146,8 @@ def evaluate(
     return Evaluation(
         scores=compare_samples(drawn[0], drawn[1], thresholds),
         floor=compare_samples(drawn[2], drawn[1], thresholds),
+        prediction_to_surface=_distance_to_surface(drawn[0].points, target),
+        target_to_surface=_distance_to_surface(drawn[1].points, prediction),
         num_samples=num_samples,
         seed=seed,
         box="as given" if normalized else "target in [-1, 1]^3 by its bounding box",

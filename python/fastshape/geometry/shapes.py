@@ -159,7 +159,9 @@ def half_pipe(segments: int = 48) -> Mesh:
     angle = np.linspace(0, math.pi, segments)[:, None]
     length = np.linspace(-1, 1, 9)[None, :]
     points = np.stack([np.cos(angle) + 0 * length, length + 0 * angle, np.sin(angle) + 0 * length], -1)
-    return _finish(points.reshape(-1, 3), _grid_faces(segments, 9, wrap_rows=False, wrap_columns=False))
+    return _finish(
+        points.reshape(-1, 3), _grid_faces(segments, 9, wrap_rows=False, wrap_columns=False)[:, ::-1]
+    )
 
 
 NAMES: dict[str, Callable[[], Mesh]] = {
