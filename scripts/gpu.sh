@@ -12,6 +12,7 @@ python=${PYTHON:-python3}
 mkdir -p "$out" build
 out=$(cd "$out" && pwd)
 exec > >(tee "$out/log.txt") 2>&1
+log=$!
 
 names=() results=() spent=()
 stage() { # stage NAME SECONDS COMMAND...
@@ -37,6 +38,8 @@ summary() {
     [[ ${results[i]} == passed ]] || failed=$((failed + 1))
   done
   echo "$((${#names[@]} - failed)) stages passed, $failed failed"
+  exec >&- 2>&- # so that the log ends, and all of it is written
+  wait "$log"
   exit $((failed > 0))
 }
 
