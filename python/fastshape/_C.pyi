@@ -25,3 +25,36 @@ def farthest_point_sampling(
     distances: Tensor | None,
 ) -> None: ...
 def farthest_point_sampling_workspace_bytes(batch: int, total: int, max_length: int, max_num: int) -> int: ...
+
+# geometry
+def bvh_sizes(num_faces: int) -> tuple[int, int]: ...
+def build_bvh(
+    vertices: Tensor,
+    faces: Tensor,
+    morton_order: bool,
+    boxes: Tensor,
+    first_child: Tensor,
+    triangles: Tensor,
+    face_index: Tensor,
+) -> None: ...
+def closest_point(
+    points: Tensor,
+    boxes: Tensor,
+    first_child: Tensor,
+    triangles: Tensor,
+    face_index: Tensor,
+    distance: Tensor,
+    face: Tensor,
+    barycentric: Tensor,
+    point: Tensor,
+) -> None: ...
+def closest_point_backward(
+    grad_distance: Tensor,
+    points: Tensor,
+    vertices: Tensor,
+    faces: Tensor,
+    face: Tensor,
+    barycentric: Tensor,
+    grad_points: Tensor,
+    grad_vertices: Tensor,
+) -> None: ...
