@@ -91,7 +91,7 @@ def test_every_tensor_argument_is_checked():
         call(good_points(), torch.zeros(1, 2))
 
 
-# ---- The exchange table's version ----------------------------------------------------------------------------
+# ---- The exchange table's version --------------------------------------------------------------------------
 
 
 class _Version(ctypes.Structure):
