@@ -29,6 +29,11 @@ FLOORS = {
     torch.float16: 1e-3,
 }
 
+# What a float32 result may differ from the golden output of official code, relative to the golden's root mean
+# square: features, whose sines of large angles differ between machines, and logits.
+GOLDEN_FEATURES = 2e-4
+GOLDEN_LOGITS = 5e-5
+
 
 # ---- Back ends ---------------------------------------------------------------------------------------------
 
@@ -170,6 +175,16 @@ def assert_accurate(
     error = relative_error(result, reference64)
     if not error <= allowed:
         raise AssertionError(f"relative error {error:.3g} exceeds {allowed:.3g}")
+
+
+def assert_golden(result: Tensor, golden: Tensor, tolerance: float = GOLDEN_FEATURES) -> None:
+    """Largest difference at most ``tolerance`` times the root mean square of ``golden``."""
+    if result.shape != golden.shape:
+        raise AssertionError(f"shape {tuple(result.shape)} instead of {tuple(golden.shape)}")
+    result, golden = result.detach().double().cpu(), golden.double()
+    error = float((result - golden).abs().max() / golden.square().mean().sqrt().clamp_min(1e-30))
+    if not error <= tolerance:
+        raise AssertionError(f"differs from the golden by {error:.3g} of its root mean square, allowed {tolerance:.3g}")
 
 
 def assert_gradients_match(result: Tensor, reference: Tensor, *, tolerance: float = 1e-5) -> None:

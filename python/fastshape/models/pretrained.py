@@ -1,0 +1,210 @@
+"""Saving and loading of models: a directory with `config.json` and `model.safetensors`.
+
+Every file is written under a temporary name beside its place and then renamed, so that a reader sees the old
+file or the new one and never half of one. Every failure to read is a `CheckpointError` that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT_VERSION = 1
+
+ModelT = TypeVar("ModelT", bound="PretrainedModel")
+ConfigT = TypeVar("ConfigT", bound="ModelConfig")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or does not fit the model."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success flushes it to disk and renames it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide a shared checkpoint
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors atomically."""
+    with atomic_path(path) as temporary:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
+
+
+def read_safetensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not safetensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or not a safetensors file: {error}") from error
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str, names: str = "parameters") -> None:
+    """Loads `tensors` into `module` if their names and shapes are exactly the module's, or changes nothing.
+
+    Raises:
+        CheckpointError: with a list of every missing, extra and misshapen name.
+    """
+    compare_shapes(
+        {name: tuple(t.shape) for name, t in module.state_dict().items()},
+        {name: tuple(t.shape) for name, t in tensors.items()},
+        source,
+        names,
+    )
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def compare_shapes(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    source: str,
+    names: str = "parameters",
+) -> None:
+    """Raises CheckpointError listing every difference of names or shapes; silent when there is none."""
+    missing = [f"  missing    {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
+    extra = [f"  extra      {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
+    misshapen = [
+        f"  misshapen  {name}: expected {expected[name]}, found {found[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name] != found[name]
+    ]
+    if missing or extra or misshapen:
+        lines = missing + extra + misshapen
+        raise CheckpointError(
+            f"{source} does not fit the model: {len(missing)} missing, {len(extra)} extra, "
+            f"{len(misshapen)} misshapen {names}; nothing was loaded\n" + "\n".join(lines)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Base of the configurations: plain values only, so that JSON holds them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a field that the configuration does not have.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(values.keys() - known)
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+class PretrainedModel(nn.Module):
+    """A module built from a `Config`, with `save_pretrained` and `from_pretrained`."""
+
+    Config: ClassVar[type[ModelConfig]]
+    config: Any
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Writes `model.safetensors`, then `config.json`, into the directory `path` (made if need be)."""
+        directory = Path(path)
+        write_safetensors(directory / WEIGHTS_FILE, self.state_dict())
+        description = {
+            "model": type(self).__name__,
+            "format_version": FORMAT_VERSION,
+            "config": self.config.to_dict(),
+        }
+        with atomic_path(directory / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls: type[ModelT],
+        path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> ModelT:
+        """Loads what `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            path: a directory, or the id of a Hugging Face repository ("owner/name") that holds such a
+                directory's files.
+            revision: branch, tag or commit of the repository.
+            device: where the model goes.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, from another model, from a newer version, or does
+                not fit its configuration.
+        """
+        config_path, weights_path = _locate(path, revision)
+        try:
+            description = json.loads(config_path.read_text(encoding="utf-8"))
+            name, version, values = description["model"], description["format_version"], description["config"]
+        except FileNotFoundError:
+            raise CheckpointError(f"checkpoint {config_path} does not exist") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{config_path} is not a model configuration: {error!r}") from error
+        if name != cls.__name__:
+            raise CheckpointError(f"{config_path} describes a {name}, not a {cls.__name__}")
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise CheckpointError(f"{config_path} has format version {version}; this release reads up to {FORMAT_VERSION}")
+        try:
+            model = cls(cls.Config.from_dict(values))  # type: ignore[call-arg]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{config_path} holds a bad configuration: {error}") from error
+        tensors, _ = read_safetensors(weights_path)
+        load_exactly(model, tensors, str(weights_path))
+        return model.to(device).eval()
+
+
+def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, Path]:
+    directory = Path(path)
+    if directory.is_dir():
+        return directory / CONFIG_FILE, directory / WEIGHTS_FILE
+    looks_like_id = isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    if not looks_like_id:
+        raise CheckpointError(f"checkpoint directory {path} does not exist")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        config, weights = (
+            Path(hf_hub_download(path, name, revision=revision))  # type: ignore[arg-type]
+            for name in (CONFIG_FILE, WEIGHTS_FILE)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"{path} is neither a directory nor a readable Hugging Face repository: {error}") from error
+    return config, weights

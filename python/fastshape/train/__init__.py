@@ -1,0 +1,30 @@
+"""Training.
+
+    from fastshape import train
+
+    samples = [train.ShapeSamples(surface, volume, volume_occupancy, near, near_occupancy), ...]
+    model = train.fit_meshes(samples, train.recipes.vecset_tiny(), output_dir="runs/mug")
+
+`fit(config, samples)` is the whole of it; `fit_meshes(samples, recipe, steps=..., seed=...)` takes a recipe (or its
+name) and overrides its commonest fields. A recipe is a function that returns a `TrainConfig`. With an
+`output_dir`, a run is saved as it goes, an interrupted one goes on where it was, bit for bit, and `output_dir/model` is
+in the end a directory for `from_pretrained`.
+"""
+
+from fastshape.train import recipes
+from fastshape.train.config import TrainConfig
+from fastshape.train.data import Batch, ShapeSamples, sample_batch
+from fastshape.train.loop import TrainingInterrupted, fit, fit_meshes, learning_rate, train_step
+
+__all__ = [
+    "Batch",
+    "ShapeSamples",
+    "TrainConfig",
+    "TrainingInterrupted",
+    "fit",
+    "fit_meshes",
+    "learning_rate",
+    "recipes",
+    "sample_batch",
+    "train_step",
+]

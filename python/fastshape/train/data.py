@@ -1,0 +1,138 @@
+"""Shapes prepared for training, and the batches drawn from them.
+
+What a step sees is a function of (seed, step, place in the batch) alone: no loader state, so that a resumed run
+sees what the uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastshape.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class ShapeSamples:
+    """One shape: points on its surface, and query points with their occupancy. CPU tensors.
+
+    Attributes:
+        surface: (S, 3) float32, uniform on the surface, in [-1, 1].
+        volume: (V, 3) float32, uniform in the cube [-1, 1]^3.
+        volume_occupancy: (V,) bool, True inside.
+        near: (W, 3) float32, near the surface.
+        near_occupancy: (W,) bool, True inside.
+    """
+
+    surface: Tensor
+    volume: Tensor
+    volume_occupancy: Tensor
+    near: Tensor
+    near_occupancy: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("surface", "volume", "near"):
+            points = getattr(self, name)
+            if points.dim() != 2 or points.shape[1] != 3:
+                raise ValueError(f"`{name}` must have shape (N, 3), got {tuple(points.shape)}")
+            if points.dtype != torch.float32:
+                raise TypeError(f"`{name}` must be float32, got {points.dtype}")
+            if not bool(torch.isfinite(points).all()):
+                raise ValueError(f"`{name}` must be finite")
+        for name in ("volume", "near"):
+            labels = getattr(self, f"{name}_occupancy")
+            if labels.dtype != torch.bool:
+                raise TypeError(f"`{name}_occupancy` must be bool, got {labels.dtype}")
+            if labels.shape != getattr(self, name).shape[:1]:
+                raise ValueError(f"`{name}_occupancy` must have shape (N,) of `{name}`, got {tuple(labels.shape)}")
+        if len(self.surface) == 0:
+            raise ValueError("`surface` must have at least one point")
+
+    @cached_property
+    def inside(self) -> Tensor:
+        """Indices of the volume points inside."""
+        return self.volume_occupancy.nonzero().squeeze(1)
+
+    @cached_property
+    def outside(self) -> Tensor:
+        """Indices of the volume points outside."""
+        return (~self.volume_occupancy).nonzero().squeeze(1)
+
+    def fingerprint(self) -> str:
+        """A hash of the data, by which a resumed run knows its shapes."""
+        digest = hashlib.sha256()
+        for entry in fields(self):
+            digest.update(getattr(self, entry.name).contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+class Batch(NamedTuple):
+    """Surface points (B, N, 3); queries (B, Q, 3), the volume's before the near ones; occupancy (B, Q) float32."""
+
+    surface: Tensor
+    queries: Tensor
+    occupancy: Tensor
+
+
+def sample_batch(samples: Sequence[ShapeSamples], config: TrainConfig, step: int) -> Batch:
+    """The batch of a step: the same for the same (seed, step), whatever came before.
+
+    The shapes go round in an order shuffled anew for each pass over them.
+    """
+    items = []
+    for item in range(config.batch_size):
+        epoch, place = divmod(step * config.batch_size + item, len(samples))
+        order = torch.randperm(len(samples), generator=keyed_generator(config.seed, "order", epoch))
+        generator = keyed_generator(config.seed, "item", step, item)
+        items.append(_sample_item(samples[int(order[place])], config, generator))
+    return Batch(*(torch.stack(parts) for parts in zip(*items, strict=True)))
+
+
+def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
+    """A CPU generator whose stream is a function of the seed and the key."""
+    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def _sample_item(shape: ShapeSamples, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    count = config.model.num_inputs
+    if len(shape.surface) >= count:
+        chosen = torch.randperm(len(shape.surface), generator=generator)[:count]
+    else:
+        chosen = torch.randint(len(shape.surface), (count,), generator=generator)
+    surface = shape.surface[chosen]
+    volume = _volume_indices(shape, config, generator)
+    near = _draw(len(shape.near), config.near_queries, generator)
+    queries = torch.cat([shape.volume[volume], shape.near[near]])
+    occupancy = torch.cat([shape.volume_occupancy[volume], shape.near_occupancy[near]])
+    if config.augment:
+        surface, queries = _augment(surface, queries, generator)
+    return surface, queries, occupancy.float()
+
+
+def _volume_indices(shape: ShapeSamples, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    if not config.balanced or len(shape.inside) == 0 or len(shape.outside) == 0:
+        return _draw(len(shape.volume), config.volume_queries, generator)
+    half = config.volume_queries // 2
+    inside = _draw(len(shape.inside), half, generator)
+    outside = _draw(len(shape.outside), config.volume_queries - half, generator)
+    return torch.cat([shape.inside[inside], shape.outside[outside]])
+
+
+def _draw(size: int, count: int, generator: torch.Generator) -> Tensor:
+    if count and not size:
+        raise ValueError("a shape has no query points of a kind that the configuration draws")
+    return torch.randint(max(size, 1), (count,), generator=generator)
+
+
+def _augment(surface: Tensor, queries: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    scale = 0.75 + 0.5 * torch.rand(1, 3, generator=generator)
+    scale = scale * (0.999999 / (surface * scale).abs().max().clamp_min(1e-6))
+    jitter = 0.005 * torch.randn(surface.shape, generator=generator)
+    return (surface * scale + jitter).clamp(-1.0, 1.0), queries * scale
