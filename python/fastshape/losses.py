@@ -18,6 +18,7 @@ def occupancy_loss(logits: Tensor, occupancy: Tensor) -> Tensor:
     """
     if logits.shape != occupancy.shape:
         raise ValueError(
-            f"`logits` and `occupancy` must have one shape, got {tuple(logits.shape)} and {tuple(occupancy.shape)}"
+            "`logits` and `occupancy` must have one shape, "
+            f"got {tuple(logits.shape)} and {tuple(occupancy.shape)}"
         )
     return F.binary_cross_entropy_with_logits(logits, occupancy.to(logits.dtype))

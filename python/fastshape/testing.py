@@ -184,7 +184,9 @@ def assert_golden(result: Tensor, golden: Tensor, tolerance: float = GOLDEN_FEAT
     result, golden = result.detach().double().cpu(), golden.double()
     error = float((result - golden).abs().max() / golden.square().mean().sqrt().clamp_min(1e-30))
     if not error <= tolerance:
-        raise AssertionError(f"differs from the golden by {error:.3g} of its root mean square, allowed {tolerance:.3g}")
+        raise AssertionError(
+            f"differs from the golden by {error:.3g} of its root mean square, allowed {tolerance:.3g}"
+        )
 
 
 def assert_gradients_match(result: Tensor, reference: Tensor, *, tolerance: float = 1e-5) -> None:

@@ -72,7 +72,7 @@ def kl_golden(golden_folder):
 
 def small_config(**changes) -> VecSetVAE.Config:
     return VecSetVAE.Config(
-        **{"dim": 32, "depth": 2, "heads": 2, "head_dim": 16, "num_latents": 12, "num_inputs": 64, "latent_dim": 4, **changes}
+        **{"dim": 32, "depth": 2, "heads": 2, "head_dim": 16, "num_latents": 12, "latent_dim": 4, **changes}
     )
 
 
@@ -111,7 +111,9 @@ def test_posterior_and_latents(golden):
 def test_every_decoder_stage(golden):
     model, queries = golden.model, golden.input("queries")
     latents = model.encode(golden.input("pc")).sample(noise=golden.tensors.get("in.eps"))
-    golden.check("decoder_input", latents if model.bottleneck is None else model.bottleneck.from_latent(latents))
+    golden.check(
+        "decoder_input", latents if model.bottleneck is None else model.bottleneck.from_latent(latents)
+    )
     features = model.decode(latents)
     golden.check("decoded_features", features)
     golden.check("query_embed", model.point_embed(queries))
@@ -193,7 +195,9 @@ def test_encoding_is_deterministic_and_random_when_asked(model):
 def test_encoding_does_not_depend_on_the_order_of_the_points(model):
     points = random_points(1, 100)
     order = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(99, generator=generator(0))])
-    torch.testing.assert_close(model.encode(points[:, order]).mean, model.encode(points).mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model.encode(points[:, order]).mean, model.encode(points).mean, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -204,11 +208,16 @@ def test_a_point_has_one_value_whatever_its_neighbors(model, chunk_size, threads
         features = model.decode(model.encode(random_points(2, 80)).mode())
         points = random_points(2, 5001, seed=1)
         values = model.query(points, features, chunk_size=chunk_size)
-        alone = torch.cat([model.query(points[:, i : i + 1], features, chunk_size=chunk_size) for i in range(0, 5001, 500)], 1)
+        alone = torch.cat(
+            [model.query(points[:, i : i + 1], features, chunk_size=chunk_size) for i in range(0, 5001, 500)],
+            1,
+        )
         assert torch.equal(alone, values[:, ::500])
         order = torch.randperm(5001, generator=generator(2))
         assert torch.equal(model.query(points[:, order], features, chunk_size=chunk_size), values[:, order])
-        assert torch.equal(model.query(points[:, 777:1234], features, chunk_size=chunk_size), values[:, 777:1234])
+        assert torch.equal(
+            model.query(points[:, 777:1234], features, chunk_size=chunk_size), values[:, 777:1234]
+        )
         for shape in range(2):
             one = model.query(points[shape : shape + 1], features[shape : shape + 1], chunk_size=chunk_size)
             assert torch.equal(one[0], values[shape])
@@ -238,7 +247,10 @@ def test_query_passes_gradients_to_points_and_features(model):
         (lambda m: m.encode(torch.zeros(4, 2)), r"`points` must have shape \(B, N, 3\), got \(4, 2\)"),
         (lambda m: m.encode(torch.zeros(1, 0, 3)), "at least one point"),
         (lambda m: m.decode(torch.zeros(1, 3, 5)), r"`latents` must have shape \(B, M, 4\), got \(1, 3, 5\)"),
-        (lambda m: m.query(torch.zeros(1, 3, 3), torch.zeros(1, 3, 5)), r"`features` must have shape \(B, M, 32\)"),
+        (
+            lambda m: m.query(torch.zeros(1, 3, 3), torch.zeros(1, 3, 5)),
+            r"`features` must have shape \(B, M, 32\)",
+        ),
         (lambda m: m.query(torch.zeros(3, 3, 3), torch.zeros(2, 3, 32)), "must agree on B"),
         (lambda m: m.query(torch.zeros(1, 3, 3), torch.zeros(1, 3, 32), chunk_size=0), "chunk_size"),
         (lambda m: m.extract(torch.zeros(2, 3, 32)), "one shape"),
@@ -281,7 +293,15 @@ def test_configuration_survives_json():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"dim": 0}, {"depth": -1}, {"latent_dim": 0}, {"cross_heads": 5}, {"drop_path": 1.0}, {"num_latents": 0}]
+    "changes",
+    [
+        {"dim": 0},
+        {"depth": -1},
+        {"latent_dim": 0},
+        {"cross_heads": 5},
+        {"drop_path": 1.0},
+        {"num_latents": 0},
+    ],
 )
 def test_configuration_is_checked(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
@@ -335,7 +355,10 @@ BAD_DIRECTORIES = {
     "another model": (lambda f: _edit(f, model="Other"), "describes a Other, not a VecSetVAE"),
     "newer": (lambda f: _edit(f, format_version=99), "format version 99"),
     "unknown field": (lambda f: _edit(f, config={"width": 1}), "has no field width"),
-    "another depth": (lambda f: _edit(f, config=small_config(depth=1).to_dict()), "0 missing, 12 extra, 0 misshapen"),
+    "another depth": (
+        lambda f: _edit(f, config=small_config(depth=1).to_dict()),
+        "0 missing, 12 extra, 0 misshapen",
+    ),
 }
 
 
@@ -492,7 +515,8 @@ def test_missing_official_file(tmp_path):
 
 
 def test_import_is_silent_and_light():
-    code = "import sys, fastshape.models; print(sorted({'rich', 'trimesh', 'huggingface_hub', 'scipy'} & sys.modules.keys()))"
+    heavy = {"rich", "trimesh", "huggingface_hub", "scipy"}
+    code = f"import sys, fastshape.models; print(sorted({heavy} & sys.modules.keys()))"
     result = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True, check=True
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -70,8 +71,12 @@ def run(config, samples, **options):
 @pytest.mark.slow
 def test_a_ball_is_learned(samples):
     losses = []
-    model = dataclasses.replace(small_config().model, dim=32, heads=4, cross_heads=4, decoder_feed_forward=True, drop_path=0.0)
-    config = small_config(model=model, steps=300, batch_size=1, volume_queries=256, near_queries=256, near_weight=1.0)
+    model = dataclasses.replace(
+        small_config().model, dim=32, heads=4, cross_heads=4, decoder_feed_forward=True, drop_path=0.0
+    )
+    config = small_config(
+        model=model, steps=300, batch_size=1, volume_queries=256, near_queries=256, near_weight=1.0
+    )
     trained = run(config, samples[:1], on_step=lambda step, metrics: losses.append(metrics["loss"]))
     assert sum(losses[-20:]) < 0.35 * sum(losses[:20])
     features = trained.decode(trained.encode(samples[0].surface[None, :64]).mode())
@@ -82,7 +87,9 @@ def test_a_ball_is_learned(samples):
 
 
 def test_the_loss_is_the_papers(samples):
-    config = small_config(near_weight=0.1, kl_weight=0.5, model=dataclasses.replace(small_config().model, drop_path=0.0))
+    config = small_config(
+        near_weight=0.1, kl_weight=0.5, model=dataclasses.replace(small_config().model, drop_path=0.0)
+    )
     torch.manual_seed(0)
     model = VecSetVAE(config.model).train()
     batch = train.sample_batch(samples, config, 0)
@@ -105,7 +112,7 @@ def test_learning_rate_warms_up_and_falls():
     assert rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.55)
     assert rates[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_occupancy_loss_takes_labels_of_one_shape():
@@ -116,7 +123,9 @@ def test_occupancy_loss_takes_labels_of_one_shape():
         occupancy_loss(logits, torch.zeros(3))
 
 
-@pytest.mark.parametrize("changes", [{"gradient_clip": 0.5}, {"ema_decay": 0.9}, {"augment": True}, {"bfloat16": True}])
+@pytest.mark.parametrize(
+    "changes", [{"gradient_clip": 0.5}, {"ema_decay": 0.9}, {"augment": True}, {"bfloat16": True}]
+)
 def test_options_change_the_result_and_stay_deterministic(samples, changes):
     plain = run(small_config(steps=4), samples)
     first, second = (run(small_config(steps=4, **changes), samples) for _ in range(2))
@@ -144,7 +153,10 @@ def test_batches_are_a_function_of_seed_and_step(samples):
     assert first.surface.shape == (2, 64, 3)
     assert first.queries.shape == (2, 80, 3)
     assert first.occupancy.shape == (2, 80)
-    others = (train.sample_batch(samples, config, 8), train.sample_batch(samples, dataclasses.replace(config, seed=1), 7))
+    others = (
+        train.sample_batch(samples, config, 8),
+        train.sample_batch(samples, dataclasses.replace(config, seed=1), 7),
+    )
     for other in others:
         assert not torch.equal(first.queries, other.queries)
 
@@ -152,7 +164,9 @@ def test_batches_are_a_function_of_seed_and_step(samples):
 def test_every_shape_is_seen_once_per_pass():
     shapes = [ball(0.1 * (i + 1), seed=i) for i in range(5)]
     config = small_config(batch_size=2)
-    radii = torch.cat([train.sample_batch(shapes, config, step).surface[:, 0].norm(dim=-1) for step in range(5)])
+    radii = torch.cat(
+        [train.sample_batch(shapes, config, step).surface[:, 0].norm(dim=-1) for step in range(5)]
+    )
     for half in radii.split(5):
         assert half.sort().values.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5], abs=1e-5)
 
@@ -189,7 +203,11 @@ def test_augmentation_moves_surface_and_queries_together(samples):
         ({"near": torch.zeros(4000, 3, dtype=torch.float64)}, TypeError, "`near` must be float32"),
         ({"volume": torch.full((4000, 3), float("nan"))}, ValueError, "`volume` must be finite"),
         ({"volume_occupancy": torch.zeros(4000)}, TypeError, "`volume_occupancy` must be bool"),
-        ({"near_occupancy": torch.zeros(3, dtype=torch.bool)}, ValueError, "`near_occupancy` must have shape"),
+        (
+            {"near_occupancy": torch.zeros(3, dtype=torch.bool)},
+            ValueError,
+            "`near_occupancy` must have shape",
+        ),
     ],
 )
 def test_samples_are_checked(samples, changes, error, message):
@@ -253,7 +271,9 @@ def test_resumed_run_is_the_uninterrupted_one(samples, tmp_path, limit, changes)
     with pytest.raises(Stopped):
         run(config, samples, output_dir=tmp_path / "cut", on_step=stop_at(limit))
     steps = []
-    resumed = run(config, samples, output_dir=tmp_path / "cut", on_step=lambda step, metrics: steps.append(step))
+    resumed = run(
+        config, samples, output_dir=tmp_path / "cut", on_step=lambda step, metrics: steps.append(step)
+    )
     assert steps == list(range(11, 21))
     assert same(straight, resumed)
     assert same(straight, run(config, samples))
@@ -295,7 +315,9 @@ def test_interrupted_process_saves_its_last_step(samples, tmp_path):
     assert result.stdout.split()[-1] == "14"
     assert f"stopped after step 14 of 20; saved in {tmp_path}" in result.stderr
     steps = []
-    resumed = run(small_config(), samples, output_dir=tmp_path, on_step=lambda step, metrics: steps.append(step))
+    resumed = run(
+        small_config(), samples, output_dir=tmp_path, on_step=lambda step, metrics: steps.append(step)
+    )
     assert steps == list(range(15, 21))
     assert same(resumed, run(small_config(), samples))
 

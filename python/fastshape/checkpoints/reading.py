@@ -18,9 +18,9 @@ from fastshape.models.pretrained import CheckpointError, read_safetensors
 def read_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
     """The parameters in a file, or in an already loaded object, and a name for it to use in messages.
 
-    Files ending in `.safetensors` are read as such, all others by `torch.load(weights_only=True)`, which runs no
-    code from the file; `argparse.Namespace`, which many training scripts store, is let through. A mapping under
-    "model" or "state_dict" is unwrapped, and the `module.` prefix of (distributed) data parallel is taken off.
+    Files ending in `.safetensors` are read as such, all others by `torch.load(weights_only=True)`, which runs
+    no code from the file; `argparse.Namespace`, which many training scripts store, is let through. A mapping
+    under "model" or "state_dict" is unwrapped, and the `module.` prefix of data parallel is taken off.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds no parameters.
@@ -39,7 +39,7 @@ def read_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[dict
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{name} holds no parameters: expected a mapping from names to tensors")
-    wrong = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    wrong = [k for k, value in content.items() if not isinstance(k, str) or not isinstance(value, Tensor)]
     if wrong:
         raise CheckpointError(f"{name} holds no parameters: {wrong[0]!r} is not a tensor")
     if all(key.startswith("module.") for key in content):

@@ -1,4 +1,4 @@
-"""Checkpoints of the 3DShape2VecSet repository (github.com/1zb/3DShape2VecSet): `AutoEncoder`, `KLAutoEncoder`.
+"""Checkpoints of 3DShape2VecSet (github.com/1zb/3DShape2VecSet): `AutoEncoder` and `KLAutoEncoder`.
 
 Its `.pth` files keep the parameters under "model", beside the optimizer and an `argparse.Namespace`.
 """
@@ -58,11 +58,13 @@ def our_name(official: str) -> str | None:
 
 def official_names(config: VecSetConfig) -> dict[str, str]:
     """Our name -> official name, for every parameter of the configuration."""
-    attention = ("norm.weight", "norm.bias", "fn.to_q.weight", "fn.to_kv.weight", "fn.to_out.weight", "fn.to_out.bias")
-    context = ("norm_context.weight", "norm_context.bias")
-    feed_forward = ("norm", "fn.net.0", "fn.net.2")
     linear = ("weight", "bias")
-    names = [f"{block}.{leaf}" for block in ("cross_attend_blocks.0", "decoder_cross_attn") for leaf in attention + context]
+    projections = ("fn.to_q.weight", "fn.to_kv.weight", "fn.to_out.weight", "fn.to_out.bias")
+    attention = ("norm.weight", "norm.bias", *projections)
+    cross_attention = (*attention, "norm_context.weight", "norm_context.bias")
+    feed_forward = ("norm", "fn.net.0", "fn.net.2")
+    crosses = ("cross_attend_blocks.0", "decoder_cross_attn")
+    names = [f"{block}.{leaf}" for block in crosses for leaf in cross_attention]
     blocks = ["cross_attend_blocks.1", *(["decoder_ff"] if config.decoder_feed_forward else [])]
     for i in range(config.depth):
         names += [f"layers.{i}.0.{leaf}" for leaf in attention]
@@ -78,8 +80,8 @@ def official_names(config: VecSetConfig) -> dict[str, str]:
 def infer_config(state: Mapping[str, Tensor], source: str = "the state dict") -> VecSetConfig:
     """The configuration that official parameters were made with, as far as shapes tell it.
 
-    The number of heads is not in the shapes, only heads * head_dim is: head_dim is taken to be 64, as in every
-    published configuration. `num_latents` and `num_inputs` have no parameters and keep their defaults.
+    The number of heads is not in the shapes, only heads * head_dim is: head_dim is taken to be 64, as in
+    every published configuration. `num_latents` and `num_inputs` have no parameters and keep their defaults.
 
     Raises:
         CheckpointError: the parameters are not of this family, or heads * head_dim is not a multiple of 64.
@@ -112,13 +114,14 @@ def infer_config(state: Mapping[str, Tensor], source: str = "the state dict") ->
     )
 
 
-def load(source: str | os.PathLike[str] | Mapping[str, Tensor], config: VecSetConfig | None = None) -> VecSetVAE:
+def load(
+    source: str | os.PathLike[str] | Mapping[str, Tensor], config: VecSetConfig | None = None
+) -> VecSetVAE:
     """A `VecSetVAE` with official parameters, in evaluation mode and float32.
 
     Args:
         source: a `.pth` or `.safetensors` file, or a state dict.
-        config: None infers it, see `infer_config`; needed where heads * head_dim is not a multiple of 64 or
-            head_dim is not 64.
+        config: None infers it, see `infer_config`; needed where head_dim is not 64.
 
     Raises:
         CheckpointError: the file cannot be read, or its parameters are not exactly the configuration's; every

@@ -51,13 +51,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Writes tensors atomically."""
     with atomic_path(path) as temporary:
         save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 
-def read_safetensors(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(
+    path: Path, device: str | torch.device = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a file.
 
     Raises:
@@ -72,7 +76,9 @@ def read_safetensors(path: Path, device: str | torch.device = "cpu") -> tuple[di
         raise CheckpointError(f"checkpoint {path} is damaged or not a safetensors file: {error}") from error
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str, names: str = "parameters") -> None:
+def load_exactly(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, names: str = "parameters"
+) -> None:
     """Loads `tensors` into `module` if their names and shapes are exactly the module's, or changes nothing.
 
     Raises:
@@ -127,7 +133,8 @@ class ModelConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(values.keys() - known)
         if unknown:
-            raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+            names = ", ".join(sorted(known))
+            raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}; it has {names}")
         return cls(**values)
 
 
@@ -180,7 +187,9 @@ class PretrainedModel(nn.Module):
         if name != cls.__name__:
             raise CheckpointError(f"{config_path} describes a {name}, not a {cls.__name__}")
         if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise CheckpointError(f"{config_path} has format version {version}; this release reads up to {FORMAT_VERSION}")
+            raise CheckpointError(
+                f"{config_path} has format version {version}; this release reads up to {FORMAT_VERSION}"
+            )
         try:
             model = cls(cls.Config.from_dict(values))  # type: ignore[call-arg]
         except (ValueError, TypeError, AttributeError) as error:
@@ -206,5 +215,7 @@ def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, P
             for name in (CONFIG_FILE, WEIGHTS_FILE)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"{path} is neither a directory nor a readable Hugging Face repository: {error}") from error
+        raise CheckpointError(
+            f"{path} is neither a directory nor a readable Hugging Face repository: {error}"
+        ) from error
     return config, weights

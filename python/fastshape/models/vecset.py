@@ -9,9 +9,9 @@ Diffusion Models", SIGGRAPH 2023, sections 5.1 (encoder), 5.2 (KL bottleneck) an
     x = from_latent(z); depth times: x += attention(x); x += feed_forward(x)    decoder, (B, M, dim)
     logit(q) = to_logits(cross(embed(q), x))                                   per query point, no residual
 
-The official code repeats the decoder's self-attention for every chunk of queries; `decode` runs it once per shape.
-It also starts farthest point sampling at a random point, in evaluation too; here the start is point 0 unless
-asked otherwise, so that encoding is deterministic.
+The official code repeats the decoder's self-attention for every chunk of queries; `decode` runs it once per
+shape. It also starts farthest point sampling at a random point, in evaluation too; here the start is point 0
+unless asked otherwise, so that encoding is deterministic.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class VecSetConfig(ModelConfig):
         depth: self-attention layers of the decoder (the encoder has none).
         heads: heads of the self-attention; the two cross-attentions have `cross_heads`.
         head_dim: channels per self-attention head; heads * head_dim need not equal dim.
-        cross_heads: heads of the cross-attentions, each with dim / cross_heads channels; the paper's code has 1.
+        cross_heads: heads of the cross-attentions, dim / cross_heads channels each; the paper's code has 1.
         num_latents: tokens per shape in training and the default of `encode`; no parameter depends on it.
         num_inputs: surface points per shape in training; no parameter depends on it.
         latent_dim: channels of the KL bottleneck; None is the plain autoencoder, whose latents have `dim`.
@@ -70,7 +70,7 @@ class VecSetConfig(ModelConfig):
         if self.latent_dim is not None and self.latent_dim < 1:
             raise ValueError(f"`latent_dim` must be None or at least 1, got {self.latent_dim}")
         if self.dim % self.cross_heads:
-            raise ValueError(f"`dim` must be a multiple of `cross_heads`, got {self.dim} and {self.cross_heads}")
+            raise ValueError(f"`cross_heads` must divide `dim`, got {self.cross_heads} and {self.dim}")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"`drop_path` must be in [0, 1), got {self.drop_path}")
 
@@ -88,7 +88,9 @@ class Encoder(nn.Module):
     def __init__(self, config: VecSetConfig) -> None:
         super().__init__()
         head_dim = config.dim // config.cross_heads
-        self.cross_attention = CrossAttention(config.dim, config.dim, heads=config.cross_heads, head_dim=head_dim)
+        self.cross_attention = CrossAttention(
+            config.dim, config.dim, heads=config.cross_heads, head_dim=head_dim
+        )
         self.feed_forward = FeedForward(config.dim)
 
     def forward(self, samples: Tensor, points: Tensor) -> Tensor:
@@ -132,7 +134,9 @@ class Head(nn.Module):
     def __init__(self, config: VecSetConfig) -> None:
         super().__init__()
         head_dim = config.dim // config.cross_heads
-        self.cross_attention = CrossAttention(config.dim, config.dim, heads=config.cross_heads, head_dim=head_dim)
+        self.cross_attention = CrossAttention(
+            config.dim, config.dim, heads=config.cross_heads, head_dim=head_dim
+        )
         self.feed_forward = FeedForward(config.dim) if config.decoder_feed_forward else None
         self.to_logits = nn.Linear(config.dim, 1)
 
@@ -158,8 +162,14 @@ class VecSetVAE(PretrainedModel):
     Config = VecSetConfig
     configs: ClassVar[Mapping[str, VecSetConfig]] = MappingProxyType(
         {
-            **{f"kl_d512_m512_l{size}": VecSetConfig(latent_dim=size) for size in (512, 64, 32, 16, 8, 4, 2, 1)},
-            **{f"ae_d512_m{count}": VecSetConfig(latent_dim=None, num_latents=count) for count in (512, 256, 128, 64)},
+            **{
+                f"kl_d512_m512_l{size}": VecSetConfig(latent_dim=size)
+                for size in (512, 64, 32, 16, 8, 4, 2, 1)
+            },
+            **{
+                f"ae_d512_m{count}": VecSetConfig(latent_dim=None, num_latents=count)
+                for count in (512, 256, 128, 64)
+            },
             **{f"ae_d{dim}_m512": VecSetConfig(latent_dim=None, dim=dim) for dim in (256, 128, 64)},
         }
     )
@@ -239,7 +249,8 @@ class VecSetVAE(PretrainedModel):
             raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
         if points.shape[0] not in (1, features.shape[0]):
             raise ValueError(
-                f"`points` and `features` must agree on B, got {tuple(points.shape)} and {tuple(features.shape)}"
+                "`points` and `features` must agree on B, "
+                f"got {tuple(points.shape)} and {tuple(features.shape)}"
             )
         points = points.expand(features.shape[0], -1, -1)
         count = points.shape[1]
@@ -267,7 +278,8 @@ class VecSetVAE(PretrainedModel):
         Args:
             points: (B, N, 3) surface points.
             queries: (B, Q, 3).
-            sample: draw the latents from the posterior (True) or take its mode (False); None: in training only.
+            sample: draw the latents from the posterior (True) or take its mode (False); None: draw in
+                training only.
             generator: draws the posterior's noise.
             start: as in `encode`; an index, (B,) indices or "random".
 
@@ -317,14 +329,16 @@ class VecSetVAE(PretrainedModel):
     def from_official(
         cls, source: str | os.PathLike[str] | Mapping[str, Tensor], config: VecSetConfig | None = None
     ) -> VecSetVAE:
-        """Loads a checkpoint of the official 3DShape2VecSet repository: `fastshape.checkpoints.vecset.load`."""
+        """Loads a checkpoint of the official repository: see `fastshape.checkpoints.vecset.load`."""
         from fastshape.checkpoints import vecset
 
         return vecset.load(source, config)
 
     def _require_features(self, features: Tensor) -> None:
         if features.dim() != 3 or features.shape[-1] != self.config.dim:
-            raise ValueError(f"`features` must have shape (B, M, {self.config.dim}), got {tuple(features.shape)}")
+            raise ValueError(
+                f"`features` must have shape (B, M, {self.config.dim}), got {tuple(features.shape)}"
+            )
 
 
 def _require_points(points: Tensor, name: str) -> None:

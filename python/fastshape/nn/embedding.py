@@ -19,8 +19,9 @@ class PointEmbed(nn.Module):
     The angles are computed in float32 whatever the autocast or parameter dtype: at 2^7 * pi half precision
     would lose the phase.
 
-    Reference: 3DShape2VecSet (Zhang et al., SIGGRAPH 2023), section 5.1; LaGeM uses the same layer. The official code multiplies by a
-    (3, 3 * num_frequencies) basis that is zero off its blocks; the elementwise product here gives the same bits.
+    Reference: 3DShape2VecSet (Zhang et al., SIGGRAPH 2023), section 5.1; LaGeM uses the same layer. The
+    official code multiplies by a (3, 3 * num_frequencies) basis that is zero off its blocks; the elementwise
+    product here gives the same bits.
     """
 
     frequencies: Tensor

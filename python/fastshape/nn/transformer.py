@@ -1,4 +1,4 @@
-"""Pre-normalized attention and feed-forward layers. None of them adds its residual: the model's text shows it."""
+"""Pre-normalized attention and feed-forward layers. None adds its residual: the model's text shows it."""
 
 from __future__ import annotations
 

@@ -5,10 +5,10 @@
     samples = [train.ShapeSamples(surface, volume, volume_occupancy, near, near_occupancy), ...]
     model = train.fit_meshes(samples, train.recipes.vecset_tiny(), output_dir="runs/mug")
 
-`fit(config, samples)` is the whole of it; `fit_meshes(samples, recipe, steps=..., seed=...)` takes a recipe (or its
-name) and overrides its commonest fields. A recipe is a function that returns a `TrainConfig`. With an
-`output_dir`, a run is saved as it goes, an interrupted one goes on where it was, bit for bit, and `output_dir/model` is
-in the end a directory for `from_pretrained`.
+`fit(config, samples)` is the whole of it; `fit_meshes(samples, recipe, steps=..., seed=...)` takes a recipe
+(or its name) and overrides its commonest fields. A recipe is a function that returns a `TrainConfig`. With an
+`output_dir`, a run is saved as it goes, an interrupted one goes on where it was, bit for bit, and
+`output_dir/model` is in the end a directory for `from_pretrained`.
 """
 
 from fastshape.train import recipes

@@ -1,7 +1,7 @@
 """Shapes prepared for training, and the batches drawn from them.
 
-What a step sees is a function of (seed, step, place in the batch) alone: no loader state, so that a resumed run
-sees what the uninterrupted one would have seen.
+What a step sees is a function of (seed, step, place in the batch) alone: there is no loader state, and a
+resumed run sees what the uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class ShapeSamples:
             if labels.dtype != torch.bool:
                 raise TypeError(f"`{name}_occupancy` must be bool, got {labels.dtype}")
             if labels.shape != getattr(self, name).shape[:1]:
-                raise ValueError(f"`{name}_occupancy` must have shape (N,) of `{name}`, got {tuple(labels.shape)}")
+                raise ValueError(
+                    f"`{name}_occupancy` must have shape (N,) of `{name}`, got {tuple(labels.shape)}"
+                )
         if len(self.surface) == 0:
             raise ValueError("`surface` must have at least one point")
 
@@ -73,7 +75,7 @@ class ShapeSamples:
 
 
 class Batch(NamedTuple):
-    """Surface points (B, N, 3); queries (B, Q, 3), the volume's before the near ones; occupancy (B, Q) float32."""
+    """Surface points (B, N, 3); queries (B, Q, 3), volume before near; occupancy (B, Q) float32."""
 
     surface: Tensor
     queries: Tensor
@@ -100,7 +102,9 @@ def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-def _sample_item(shape: ShapeSamples, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _sample_item(
+    shape: ShapeSamples, config: TrainConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     count = config.model.num_inputs
     if len(shape.surface) >= count:
         chosen = torch.randperm(len(shape.surface), generator=generator)[:count]

@@ -48,7 +48,7 @@ def train_step(
     config: TrainConfig,
     step: int,
 ) -> dict[str, Tensor]:
-    """One step: loss = BCE(volume) + near_weight * BCE(near) + kl_weight * KL. Returns its parts, detached."""
+    """One step of BCE(volume) + near_weight * BCE(near) + kl_weight * KL; returns its parts, detached."""
     with torch.autocast(batch.surface.device.type, torch.bfloat16, enabled=config.bfloat16):
         generator = keyed_generator(config.seed, "posterior", step)
         logits, posterior = model(batch.surface, batch.queries, generator=generator)
@@ -83,8 +83,8 @@ def fit(
 ) -> VecSetVAE:
     """Trains a model on prepared shapes.
 
-    The result is a function of `config` and `samples` on one machine (and number of threads), whether or not the run
-    was interrupted. The global random state of torch is left as it was.
+    The result is a function of `config` and `samples` on one machine and number of threads,
+    whether or not the run was interrupted. The global random state of torch is left as it was.
 
     Args:
         config: what to train and how.
@@ -144,7 +144,9 @@ def fit(
                     if logged and directory is not None:
                         _append_metrics(directory / METRICS_FILE, done, metrics, learning_rate(config, step))
                 stop = interrupted() and done < config.steps
-                if directory is not None and (done % config.checkpoint_every == 0 or done == config.steps or stop):
+                if directory is not None and (
+                    done % config.checkpoint_every == 0 or done == config.steps or stop
+                ):
                     checkpoint.save(path, step=done, **state)
                 if on_step is not None:
                     on_step(done, metrics)
@@ -172,9 +174,12 @@ def fit_meshes(
 ) -> VecSetVAE:
     """`fit` with a recipe, or its name in `recipes.RECIPES`, whose `steps` and `seed` can be overridden."""
     config = recipes.get(recipe) if isinstance(recipe, str) else recipe
-    changes = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
     return fit(
-        dataclasses.replace(config, **changes),
+        dataclasses.replace(
+            config,
+            steps=config.steps if steps is None else steps,
+            seed=config.seed if seed is None else seed,
+        ),
         samples,
         output_dir=output_dir,
         resume=resume,
@@ -192,7 +197,7 @@ def _update_average(average: VecSetVAE, model: VecSetVAE, decay: float) -> None:
 
 @contextlib.contextmanager
 def _delayed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag, so that a step is never cut in half; the second one acts as ever."""
+    """Turns the first Ctrl-C into a flag, so that no step is cut in half; the second acts as ever."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

@@ -15,7 +15,16 @@ def vecset_tiny() -> TrainConfig:
     It OVERFITS by design: the model knows the shapes that it was trained on and no others.
     """
     return TrainConfig(
-        model=VecSetConfig(dim=64, depth=2, heads=2, head_dim=32, num_latents=64, num_inputs=1024, latent_dim=16, drop_path=0.0),
+        model=VecSetConfig(
+            dim=64,
+            depth=2,
+            heads=2,
+            head_dim=32,
+            num_latents=64,
+            num_inputs=1024,
+            latent_dim=16,
+            drop_path=0.0,
+        ),
         steps=1500,
         volume_queries=1024,
         near_queries=3072,
@@ -30,7 +39,8 @@ def vecset_tiny() -> TrainConfig:
 def vecset_kl_d512_m512_l8() -> TrainConfig:
     """The released KL autoencoder's recipe, from the official code: batch 512 in all, learning rate 2e-4.
 
-    The steps are 200 epochs of 16 passes over a ShapeNet-v2 training split of about 48,600 shapes, 5 of them warm-up.
+    The steps are 200 epochs, 5 of them warm-up, of 16 passes each over a ShapeNet-v2 training split of about
+    48,600 shapes.
     """
     steps_per_epoch = 16 * 48_600 // 512
     return TrainConfig(
