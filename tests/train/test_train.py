@@ -80,6 +80,11 @@ def test_a_ball_is_learned(samples):
     trained = run(config, samples[:1], on_step=lambda step, metrics: losses.append(metrics["loss"]))
     assert sum(losses[-20:]) < 0.35 * sum(losses[:20])
     features = trained.decode(trained.encode(samples[0].surface[None, :64]).mode())
+    mesh = trained.extract(features, 24)
+    assert mesh.vertices.norm(dim=1).mean().item() == pytest.approx(0.7, abs=0.05)
+    a, b, c = mesh.vertices[mesh.faces].double().unbind(1)
+    volume = (a * torch.linalg.cross(b, c)).sum() / 6  # positive: the faces look outward
+    assert volume.item() == pytest.approx(4 / 3 * math.pi * 0.7**3, rel=0.15)
     fresh = ball(0.7, seed=9)
     inside = trained.query(fresh.volume[None], features)[0] > 0
     truth = fresh.volume_occupancy
@@ -213,6 +218,15 @@ def test_augmentation_moves_surface_and_queries_together(samples):
 def test_samples_are_checked(samples, changes, error, message):
     with pytest.raises(error, match=message):
         dataclasses.replace(samples[0], **changes)
+
+
+def test_samples_on_disk(samples, tmp_path):
+    samples[0].save(tmp_path / "ball.safetensors")
+    loaded = train.ShapeSamples.load(tmp_path / "ball.safetensors")
+    assert loaded.fingerprint() == samples[0].fingerprint() != samples[1].fingerprint()
+    VecSetVAE(small_config().model).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="does not hold shape samples"):
+        train.ShapeSamples.load(tmp_path / "model.safetensors")
 
 
 # ---- Configuration and recipes -----------------------------------------------------------------------------

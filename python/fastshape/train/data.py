@@ -7,14 +7,17 @@ resumed run sees what the uninterrupted one would have seen.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastshape.models.pretrained import CheckpointError, read_safetensors, write_safetensors
 from fastshape.train.config import TrainConfig
 
 
@@ -72,6 +75,23 @@ class ShapeSamples:
         for entry in fields(self):
             digest.update(getattr(self, entry.name).contiguous().numpy().data)
         return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one safetensors file, atomically."""
+        write_safetensors(Path(path), {entry.name: getattr(self, entry.name) for entry in fields(self)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ShapeSamples:
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or holds something else.
+        """
+        tensors, _ = read_safetensors(Path(path))
+        names = {entry.name for entry in fields(cls)}
+        if tensors.keys() != names:
+            raise CheckpointError(f"{path} does not hold shape samples: it has {', '.join(sorted(tensors))}")
+        return cls(**tensors)
 
 
 class Batch(NamedTuple):

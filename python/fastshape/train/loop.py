@@ -116,6 +116,7 @@ def fit(
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
+            fused=True,
         )
         average = copy.deepcopy(model).eval() if config.ema_decay is not None else None
         state: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer, "config": config}
