@@ -62,7 +62,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Target:
-    """The largest accepted own time as a multiple of a peer's time."""
+    """The largest accepted own time as a multiple of a peer's, minimum against minimum."""
 
     peer: str
     ratio: float

@@ -82,7 +82,7 @@ def print_table(console: Console, records: Sequence[dict[str, Any]]) -> None:
         table.add_row(
             *head,
             time_text(own["median"]),
-            f"{100 * own['spread']:.2g}%",
+            f"{100 * own['spread']:.{0 if own['spread'] > 0.1 else 1}f}%",
             time_text(own["cpu"]),
             count_text(record["bytes"], "B"),
             count_text(record["flops"], "flop"),

@@ -120,5 +120,5 @@ def _against_target(case: Case, own: measure.Timing, timings: dict[str, measure.
     assert case.target is not None
     if case.target.peer not in timings:
         return {"measured": None, "met": None}
-    measured = own.median / timings[case.target.peer].median
+    measured = own.minimum / timings[case.target.peer].minimum
     return {"measured": measured, "met": measured <= case.target.ratio}
