@@ -5,7 +5,8 @@
 // After QuickFPS (Han et al., "QuickFPS: Architecture and Algorithm Co-Design for Farthest Point
 // Sampling in Large-Scale Point Clouds", TCAD 2023): a pick changes only boxes that are nearer to
 // it than their farthest point. Here the boxes form a sixteen-wide tree, so that one pick tests a
-// handful of rows instead of every box.
+// handful of rows instead of every box, and leaves are so small that putting updates off does not
+// pay.
 #include <cmath>
 #include <cstdint>
 
@@ -16,14 +17,15 @@
 namespace fastshape::cpu {
 namespace {
 
-struct Farthest {
-  float distance;
-  int32_t index;
-};
+// ---- Taking a pick into account -----------------------------------------------------------------
 
 struct Query {
   Lanes x, y, z;
 };
+
+inline Query make_query(const float* p) {
+  return {broadcast(p[0]), broadcast(p[1]), broadcast(p[2])};
+}
 
 inline Lanes axis_distance(Lanes v, const float* low, const float* high) {
   return lanes_max(lanes_max(load(low) - v, v - load(high)), broadcast(0.0f));
@@ -37,11 +39,15 @@ inline uint32_t touched_children(const Block& block, const Query& q) {
   return less((ex * ex + ey * ey) + ez * ez, load(block.farthest));
 }
 
-// Lowest of the indices that `mask` selects; ties are rare, so one bit is the fast path.
-inline int32_t lowest_index(const int32_t* index, uint32_t mask) {
-  int32_t lowest = index[__builtin_ctz(mask)];
+// Lowest of the indices that `mask` selects, 16 from each of consecutive `Node`s. More than one bit
+// is a tie, which is rare.
+template <class Node>
+inline int32_t lowest_index(const Node* nodes, uint64_t mask) {
+  int bit = __builtin_ctzll(mask);
+  int32_t lowest = nodes[bit / kFanOut].index[bit % kFanOut];
   for (mask &= mask - 1; mask != 0; mask &= mask - 1) {
-    const int32_t other = index[__builtin_ctz(mask)];
+    bit = __builtin_ctzll(mask);
+    const int32_t other = nodes[bit / kFanOut].index[bit % kFanOut];
     lowest = other < lowest ? other : lowest;
   }
   return lowest;
@@ -50,7 +56,18 @@ inline int32_t lowest_index(const int32_t* index, uint32_t mask) {
 inline Farthest farthest_child(const Block& block) {
   const Lanes farthest = load(block.farthest);
   const float distance = largest(farthest);
-  return {distance, lowest_index(block.index, equal(farthest, broadcast(distance)))};
+  return {distance, lowest_index(&block, equal(farthest, broadcast(distance)))};
+}
+
+template <int kRows>
+inline Farthest farthest_point(const LeafRow* rows, const Lanes* nearest) {
+  Lanes top = nearest[0];
+  for (int r = 1; r < kRows; ++r) top = lanes_max(top, nearest[r]);
+  const float distance = largest(top);
+  uint64_t mask = 0;
+  for (int r = 0; r < kRows; ++r)
+    mask |= static_cast<uint64_t>(equal(nearest[r], broadcast(distance))) << (kFanOut * r);
+  return {distance, lowest_index(rows, mask)};
 }
 
 template <int kRows>
@@ -61,19 +78,7 @@ inline Farthest update_leaf(LeafRow* rows, const Query& q) {
     nearest[r] = lanes_min(load(rows[r].nearest), (dx * dx + dy * dy) + dz * dz);
     store(rows[r].nearest, nearest[r]);
   }
-  Lanes top = nearest[0];
-  for (int r = 1; r < kRows; ++r) top = lanes_max(top, nearest[r]);
-  const float distance = largest(top);
-  const Lanes all = broadcast(distance);
-  int32_t index = INT32_MAX;
-  for (int r = 0; r < kRows; ++r) {
-    const uint32_t mask = equal(nearest[r], all);
-    if (mask != 0) {
-      const int32_t lowest = lowest_index(rows[r].index, mask);
-      index = lowest < index ? lowest : index;
-    }
-  }
-  return {distance, index};
+  return farthest_point<kRows>(rows, nearest);
 }
 
 inline void set_child(Block* blocks, int32_t child, Farthest farthest) {
@@ -82,8 +87,7 @@ inline void set_child(Block* blocks, int32_t child, Farthest farthest) {
   block.index[child % kFanOut] = farthest.index;
 }
 
-// Takes one pick into account. Level by level rather than depth first: loops over lists mispredict
-// less.
+// Level by level rather than depth first: loops over lists mispredict less.
 template <int kRows>
 inline void update_tree(const Tree& tree, const Query& q) {
   int32_t listed[kMaxLevels];
@@ -102,12 +106,12 @@ inline void update_tree(const Tree& tree, const Query& q) {
       end = append_set_bits(end, b * kFanOut, mask);
     }
     listed[level] = kept;
-    if (level == 0) {
+    if (level > 0) {
+      listed[level - 1] = static_cast<int32_t>(end - children);
+    } else {
       for (const int32_t* leaf = children; leaf != end; ++leaf)
         set_child(tree.blocks[0], *leaf,
                   update_leaf<kRows>(tree.leaf_rows + static_cast<int64_t>(*leaf) * kRows, q));
-    } else {
-      listed[level - 1] = static_cast<int32_t>(end - children);
     }
   }
   for (int level = 0; level < top; ++level)
@@ -117,25 +121,26 @@ inline void update_tree(const Tree& tree, const Query& q) {
     }
 }
 
-inline Farthest farthest_of_all(const Tree& tree) {
-  const int top = tree.levels - 1;
-  Farthest best = farthest_child(tree.blocks[top][0]);
-  for (int32_t b = 1; b < tree.block_count[top]; ++b) {
-    const Farthest other = farthest_child(tree.blocks[top][b]);
-    if (other.distance > best.distance ||
-        (other.distance == best.distance && other.index < best.index))
-      best = other;
-  }
-  return best;
+inline Farthest farthest(const Tree& tree) {
+  const Block* blocks = tree.blocks[tree.levels - 1];
+  const int count = tree.block_count[tree.levels - 1];
+  Lanes top = load(blocks[0].farthest);
+  for (int b = 1; b < count; ++b) top = lanes_max(top, load(blocks[b].farthest));
+  const float distance = largest(top);
+  uint64_t mask = 0;
+  for (int b = 0; b < count; ++b)
+    mask |= static_cast<uint64_t>(equal(load(blocks[b].farthest), broadcast(distance)))
+            << (kFanOut * b);
+  return {distance, lowest_index(blocks, mask)};
 }
 
 template <int kRows>
-void pick(const Tree& tree, const float* points, int64_t num, int64_t* indices, float* distances) {
+inline void pick_all(const Tree& tree, const float* points, int64_t num, int64_t* indices,
+                     float* distances) {
   for (int64_t k = 1; k < num; ++k) {
-    const Farthest best = farthest_of_all(tree);
+    const Farthest best = farthest(tree);
     indices[k] = best.index;
     if (distances != nullptr) distances[k] = best.distance;
-    if (k + 1 == num) return;
     if (best.distance == 0.0f) {  // every distinct point is taken: nothing can change any more
       for (int64_t rest = k + 1; rest < num; ++rest) {
         indices[rest] = best.index;
@@ -143,28 +148,23 @@ void pick(const Tree& tree, const float* points, int64_t num, int64_t* indices, 
       }
       return;
     }
-    const float* p = points + 3 * static_cast<int64_t>(best.index);
-    update_tree<kRows>(tree, {broadcast(p[0]), broadcast(p[1]), broadcast(p[2])});
+    if (k + 1 < num)
+      update_tree<kRows>(tree, make_query(points + 3 * static_cast<int64_t>(best.index)));
   }
 }
 
-void pick_any(const Tree& tree, const float* points, int64_t num, int64_t* indices,
-              float* distances) {
-  switch (tree.rows) {
-    case 1:
-      return pick<1>(tree, points, num, indices, distances);
-    case 2:
-      return pick<2>(tree, points, num, indices, distances);
-    case 4:
-      return pick<4>(tree, points, num, indices, distances);
-    default:
-      return pick<8>(tree, points, num, indices, distances);
-  }
+void pick(const Tree& tree, const float* points, int64_t num, int64_t* indices, float* distances) {
+  if (tree.rows == 1)
+    pick_all<1>(tree, points, num, indices, distances);
+  else if (tree.rows == 2)
+    pick_all<2>(tree, points, num, indices, distances);
+  else
+    pick_all<4>(tree, points, num, indices, distances);
 }
 
-struct Box {
-  float low[3] = {INFINITY, INFINITY, INFINITY}, high[3] = {-INFINITY, -INFINITY, -INFINITY};
-};
+// ---- Building -----------------------------------------------------------------------------------
+
+inline float smallest(Lanes a) { return -largest(broadcast(0.0f) - a); }
 
 inline void set_child_box(Block* blocks, int64_t child, const Box& box, Farthest farthest) {
   Block& block = blocks[child / kFanOut];
@@ -172,65 +172,68 @@ inline void set_child_box(Block* blocks, int64_t child, const Box& box, Farthest
     block.low[axis][child % kFanOut] = box.low[axis];
     block.high[axis][child % kFanOut] = box.high[axis];
   }
-  block.farthest[child % kFanOut] = farthest.distance;
-  block.index[child % kFanOut] = farthest.index;
+  set_child(blocks, static_cast<int32_t>(child), farthest);
 }
 
-inline float smallest(Lanes a) { return -largest(broadcast(0.0f) - a); }
-
-void build(const Tree& tree, const float* points, const int32_t* order, int64_t count,
-           const float start[3]) {
-  const Query q{broadcast(start[0]), broadcast(start[1]), broadcast(start[2])};
-  const int64_t leaf_size = static_cast<int64_t>(tree.rows) * kFanOut;
-  for (int64_t leaf = 0; leaf < tree.leaves; ++leaf) {
-    Lanes low[3], high[3], top{};
-    LeafRow* rows = tree.leaf_rows + leaf * tree.rows;
-    for (int r = 0; r < tree.rows; ++r) {
+template <int kRows>
+inline void build_some_leaves(const Tree& tree, const float* points, const KeyedPoint* items,
+                              int64_t count, const Query& q, int64_t first, int64_t last) {
+  for (int64_t leaf = first; leaf < last; ++leaf) {
+    Lanes x[kRows], y[kRows], z[kRows], nearest[kRows];
+    LeafRow* rows = tree.leaf_rows + leaf * kRows;
+    for (int r = 0; r < kRows; ++r) {
       LeafRow& row = rows[r];
-      const int64_t begin = leaf * leaf_size + r * kFanOut;
+      const int64_t begin = (leaf * kRows + r) * kFanOut;
       for (int lane = 0; lane < kFanOut; ++lane) {
         // Lanes past the end repeat the last point, so that they do not widen the box.
-        const int32_t i = order[begin + lane < count ? begin + lane : count - 1];
+        const uint32_t i = items[begin + lane < count ? begin + lane : count - 1].index;
         const float* p = points + 3 * static_cast<int64_t>(i);
         row.x[lane] = p[0];
         row.y[lane] = p[1];
         row.z[lane] = p[2];
-        row.index[lane] = i;
+        row.index[lane] = static_cast<int32_t>(i);
       }
-      const Lanes x = load(row.x), y = load(row.y), z = load(row.z);
-      const Lanes dx = x - q.x, dy = y - q.y, dz = z - q.z;
+      x[r] = load(row.x);
+      y[r] = load(row.y);
+      z[r] = load(row.z);
+      const Lanes dx = x[r] - q.x, dy = y[r] - q.y, dz = z[r] - q.z;
       store(row.nearest, (dx * dx + dy * dy) + dz * dz);
-      for (int64_t lane = count - begin; lane < kFanOut; ++lane)
-        row.nearest[lane < 0 ? 0 : lane] = -INFINITY;
-      const Lanes nearest = load(row.nearest);
-      low[0] = r == 0 ? x : lanes_min(low[0], x);
-      low[1] = r == 0 ? y : lanes_min(low[1], y);
-      low[2] = r == 0 ? z : lanes_min(low[2], z);
-      high[0] = r == 0 ? x : lanes_max(high[0], x);
-      high[1] = r == 0 ? y : lanes_max(high[1], y);
-      high[2] = r == 0 ? z : lanes_max(high[2], z);
-      top = r == 0 ? nearest : lanes_max(top, nearest);
+      for (int lane = 0; lane < kFanOut && begin + kFanOut > count; ++lane)
+        if (begin + lane >= count) row.nearest[lane] = -INFINITY;
+      nearest[r] = load(row.nearest);
     }
-    Box box;
-    for (int axis = 0; axis < 3; ++axis) {
-      box.low[axis] = smallest(low[axis]);
-      box.high[axis] = largest(high[axis]);
+    const Farthest farthest = farthest_point<kRows>(rows, nearest);
+    Lanes low[3] = {x[0], y[0], z[0]}, high[3] = {x[0], y[0], z[0]};
+    for (int r = 1; r < kRows; ++r) {
+      low[0] = lanes_min(low[0], x[r]), high[0] = lanes_max(high[0], x[r]);
+      low[1] = lanes_min(low[1], y[r]), high[1] = lanes_max(high[1], y[r]);
+      low[2] = lanes_min(low[2], z[r]), high[2] = lanes_max(high[2], z[r]);
     }
-    const float distance = largest(top);
-    int32_t index = INT32_MAX;
-    for (int r = 0; r < tree.rows; ++r) {
-      const uint32_t mask = equal(load(rows[r].nearest), broadcast(distance));
-      if (mask == 0) continue;
-      const int32_t lowest = lowest_index(rows[r].index, mask);
-      index = lowest < index ? lowest : index;
-    }
-    set_child_box(tree.blocks[0], leaf, box, {distance, index});
+    const Box box{{smallest(low[0]), smallest(low[1]), smallest(low[2])},
+                  {largest(high[0]), largest(high[1]), largest(high[2])}};
+    set_child_box(tree.blocks[0], leaf, box, farthest);
   }
+}
+
+void build_leaves(const Tree& tree, const float* points, const KeyedPoint* items, int64_t count,
+                  const float start[3], int64_t first, int64_t last) {
+  const Query q = make_query(start);
+  if (tree.rows == 1)
+    build_some_leaves<1>(tree, points, items, count, q, first, last);
+  else if (tree.rows == 2)
+    build_some_leaves<2>(tree, points, items, count, q, first, last);
+  else
+    build_some_leaves<4>(tree, points, items, count, q, first, last);
+}
+
+void build_blocks(const Tree& tree) {
+  // A missing child: an empty box that no query touches.
+  const Box empty{{INFINITY, INFINITY, INFINITY}, {-INFINITY, -INFINITY, -INFINITY}};
   int64_t children = tree.leaves;
-  for (int level = 0; level < tree.levels; ++level) {
-    // Missing children: an empty box that nothing touches, farther from nothing.
-    for (int64_t c = children; c < static_cast<int64_t>(tree.block_count[level]) * kFanOut; ++c)
-      set_child_box(tree.blocks[level], c, Box{}, {-INFINITY, INT32_MAX});
+  for (int level = 0;; ++level) {
+    const int64_t places = static_cast<int64_t>(tree.block_count[level]) * kFanOut;
+    for (int64_t child = children; child < places; ++child)
+      set_child_box(tree.blocks[level], child, empty, {-INFINITY, INT32_MAX});
     if (level + 1 == tree.levels) return;
     children = tree.block_count[level];
     for (int64_t b = 0; b < children; ++b) {
@@ -245,30 +248,80 @@ void build(const Tree& tree, const float* points, const int32_t* order, int64_t 
   }
 }
 
+// ---- Sorting along the curve --------------------------------------------------------------------
+
+bool bounds(const float* points, int64_t count, Box* box) {
+  // Three rows of 16 floats hold 16 points; which axis a lane holds repeats every three rows.
+  alignas(64) float low[48], high[48], bad[48], tail[48];
+  Lanes lows[3], highs[3], bads[3];
+  for (int r = 0; r < 3; ++r) {
+    lows[r] = broadcast(INFINITY);
+    highs[r] = broadcast(-INFINITY);
+    bads[r] = broadcast(0.0f);
+  }
+  for (int64_t i = 0; i < count; i += kFanOut) {
+    const float* from = points + 3 * i;
+    if (i + kFanOut > count) {
+      for (int64_t v = 0; v < 48; ++v) tail[v] = from[v < 3 * (count - i) ? v : v % 3];
+      from = tail;
+    }
+    for (int r = 0; r < 3; ++r) {
+      const Lanes v = load_unaligned(from + kLanes * r);
+      lows[r] = lanes_min(lows[r], v);
+      highs[r] = lanes_max(highs[r], v);
+      bads[r] = bads[r] + (v - v);  // 0, or NaN for good
+    }
+  }
+  for (int r = 0; r < 3; ++r) {
+    store(low + kLanes * r, lows[r]);
+    store(high + kLanes * r, highs[r]);
+    store(bad + kLanes * r, bads[r]);
+  }
+  *box = {{low[0], low[1], low[2]}, {high[0], high[1], high[2]}};
+  bool finite = true;
+  for (int v = 0; v < 48; ++v) {
+    box->low[v % 3] = low[v] < box->low[v % 3] ? low[v] : box->low[v % 3];
+    box->high[v % 3] = high[v] > box->high[v % 3] ? high[v] : box->high[v % 3];
+    finite &= bad[v] == 0.0f;
+  }
+  return finite;
+}
+
 inline uint32_t spread_bits(uint32_t v) {  // bit i goes to bit 3 i, for the low 8 bits
   v = (v | v << 8) & 0x0000F00Fu;
   v = (v | v << 4) & 0x000C30C3u;
   return (v | v << 2) & 0x00249249u;
 }
 
-inline uint32_t cell(float v, float low, float scale) {
-  const float c = (v - low) * scale;
-  return static_cast<uint32_t>(static_cast<int32_t>(c < 255.0f ? c : 255.0f));
-}
-
-void curve_keys(const float* points, const int32_t* order, int64_t count, const float low[3],
-                const float scale[3], uint32_t* keys) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float* p = points + 3 * static_cast<int64_t>(order[i]);
-    keys[i] = spread_bits(cell(p[0], low[0], scale[0])) << 2 |
-              spread_bits(cell(p[1], low[1], scale[1])) << 1 |
-              spread_bits(cell(p[2], low[2], scale[2]));
+void curve_keys(const float* points, KeyedPoint* items, int64_t count, int64_t first,
+                const float low[3], float scale, int bits) {
+  const float last = static_cast<float>((1 << bits) - 1);
+  for (int64_t begin = 0; begin < count; begin += kFanOut) {
+    const int64_t size = count - begin < kFanOut ? count - begin : kFanOut;
+    float v[3][kFanOut] = {};
+    uint32_t keys[kFanOut];
+    for (int64_t i = 0; i < size; ++i) {
+      KeyedPoint& item = items[begin + i];
+      if (first >= 0) item.index = static_cast<uint32_t>(first + begin + i);
+      const float* p = points + 3 * static_cast<int64_t>(item.index);
+      for (int axis = 0; axis < 3; ++axis) v[axis][i] = p[axis];
+    }
+    for (int i = 0; i < kFanOut; ++i) {
+      uint32_t key = 0;
+      for (int axis = 0; axis < 3; ++axis) {
+        const float cell = (v[axis][i] - low[axis]) * scale;
+        const float inside = cell < last ? cell : last;
+        key |= spread_bits(static_cast<uint32_t>(static_cast<int32_t>(inside))) << (2 - axis);
+      }
+      keys[i] = key;
+    }
+    for (int64_t i = 0; i < size; ++i) items[begin + i].key = keys[i];
   }
 }
 
 }  // namespace
 
 extern const TreeKernels FASTSHAPE_TREE_KERNELS;
-const TreeKernels FASTSHAPE_TREE_KERNELS = {curve_keys, build, pick_any};
+const TreeKernels FASTSHAPE_TREE_KERNELS = {bounds, curve_keys, build_leaves, build_blocks, pick};
 
 }  // namespace fastshape::cpu

@@ -27,6 +27,7 @@ struct Lanes {
   __m512 v;
 };
 inline Lanes load(const float* p) { return {_mm512_load_ps(p)}; }
+inline Lanes load_unaligned(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, Lanes a) { _mm512_store_ps(p, a.v); }
 inline Lanes broadcast(float a) { return {_mm512_set1_ps(a)}; }
 inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -60,6 +61,7 @@ struct Lanes {
   __m256 low, high;
 };
 inline Lanes load(const float* p) { return {_mm256_load_ps(p), _mm256_load_ps(p + 8)}; }
+inline Lanes load_unaligned(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, Lanes a) {
   _mm256_store_ps(p, a.low);
   _mm256_store_ps(p + 8, a.high);
@@ -105,6 +107,7 @@ inline Lanes load(const float* p) {
   for (int i = 0; i < kLanes; ++i) a.v[i] = p[i];
   return a;
 }
+inline Lanes load_unaligned(const float* p) { return load(p); }
 inline void store(float* p, Lanes a) {
   for (int i = 0; i < kLanes; ++i) p[i] = a.v[i];
 }
