@@ -20,7 +20,7 @@ from fastshape import _C, testing
 def call(points, indices=None):
     clouds = torch.tensor([[0], [4], [2], [0], [0]])
     indices = torch.full((1, 2), -1) if indices is None else indices
-    _C.farthest_point_sampling(points, clouds, 4, 2, False, None, indices, None)
+    _C.farthest_point_sampling(points, clouds, 2, None, indices, None)
     return indices
 
 

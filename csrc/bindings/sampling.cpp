@@ -38,8 +38,7 @@ void check_clouds(const int64_t* clouds, int64_t batch, int64_t total, int64_t o
   }
 }
 
-void farthest_point_sampling(const Tensor& points, const Tensor& clouds, int64_t max_length,
-                             int64_t max_num, bool global_indices,
+void farthest_point_sampling(const Tensor& points, const Tensor& clouds, int64_t max_num,
                              const std::optional<Tensor>& workspace, const Tensor& indices,
                              const std::optional<Tensor>& distances) {
   require_dtype(points, "points", {DType::float32});
@@ -51,6 +50,7 @@ void farthest_point_sampling(const Tensor& points, const Tensor& clouds, int64_t
   require_dtype(indices, "indices", {DType::int64});
   require_same_device(points, "points", clouds, "clouds");
   require_same_device(points, "points", indices, "indices");
+  const int64_t max_length = points.size(points.dim() - 2);
   FASTSHAPE_CHECK_VALUE(max_length < int64_t{1} << 31, "`points` holds a cloud of up to ",
                         max_length, " points; at most 2^31 - 1 are supported");
 
@@ -66,7 +66,7 @@ void farthest_point_sampling(const Tensor& points, const Tensor& clouds, int64_t
   task.batch = batch;
   task.max_length = max_length;
   task.max_num = max_num;
-  task.global_indices = global_indices;
+  task.global_indices = packed;
   task.indices = indices.data<int64_t>();
   if (distances) {
     require_dtype(*distances, "distances", {DType::float32});
@@ -100,8 +100,7 @@ size_t workspace_bytes([[maybe_unused]] int64_t batch, [[maybe_unused]] int64_t 
 
 void bind_sampling(py::module_& m) {
   m.def("farthest_point_sampling", &farthest_point_sampling, py::arg("points"), py::arg("clouds"),
-        py::arg("max_length"), py::arg("max_num"), py::arg("global_indices"), py::arg("workspace"),
-        py::arg("indices"), py::arg("distances"));
+        py::arg("max_num"), py::arg("workspace"), py::arg("indices"), py::arg("distances"));
   // For CUDA tensors, and for every tensor in the emulated module; the CPU kernel needs none.
   m.def("farthest_point_sampling_workspace_bytes", &workspace_bytes, py::arg("batch"),
         py::arg("total"), py::arg("max_length"), py::arg("max_num"));

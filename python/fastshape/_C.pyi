@@ -17,9 +17,7 @@ def set_instruction_set(name: str) -> None: ...
 def farthest_point_sampling(
     points: Tensor,
     clouds: Tensor,
-    max_length: int,
     max_num: int,
-    global_indices: bool,
     workspace: Tensor | None,
     indices: Tensor,
     distances: Tensor | None,

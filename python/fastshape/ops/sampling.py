@@ -4,78 +4,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fastshape._library import backend, define
 
 # ---- Operators ---------------------------------------------------------------------------------------------
 # `clouds` (5, B) int64 holds begin, length, number of picks, start and first output of every cloud. It lies
-# on the points' device, so that ragged batches need no sync; the sizes that the host must know are integers
-# (few, each costs the dispatcher): the longest cloud, the most picks of a cloud, the picks of all clouds.
+# on the points' device, so that ragged batches need no sync. What the host must know are the largest number
+# of picks and their total; the rest follows from the shapes, since every argument costs the dispatcher time.
 
 
-def _farthest(
-    points: Tensor, clouds: Tensor, max_length: int, max_num: int, total_num: int, packed: bool
-) -> Tensor:
-    shape = _output_shape(clouds, max_num, total_num, packed)
-    if packed or total_num == shape[0] * max_num:
-        indices = torch.empty(shape, dtype=torch.int64, device=points.device)
-    else:  # rows shorter than the longest end in padding
-        indices = torch.full(shape, -1, dtype=torch.int64, device=points.device)
-    _run(points, clouds, max_length, max_num, packed, indices, None)
+def _farthest(points: Tensor, clouds: Tensor, max_num: int, total_num: int) -> Tensor:
+    batch = clouds.shape[1]
+    if total_num == batch * max_num and points.dim() == 3:
+        indices = clouds.new_empty(batch, max_num)
+    else:
+        indices = clouds.new_full(_output_shape(points, clouds, max_num, total_num), -1)
+    module = backend()
+    workspace = _workspace(points, clouds, max_num) if points.is_cuda or module.emulated else None
+    module.farthest_point_sampling(points, clouds, max_num, workspace, indices, None)
     return indices
 
 
-def _farthest_fake(
-    points: Tensor, clouds: Tensor, max_length: int, max_num: int, total_num: int, packed: bool
-) -> Tensor:
-    return points.new_empty(_output_shape(clouds, max_num, total_num, packed), dtype=torch.int64)
+def _farthest_fake(points: Tensor, clouds: Tensor, max_num: int, total_num: int) -> Tensor:
+    return clouds.new_empty(_output_shape(points, clouds, max_num, total_num))
 
 
 def _farthest_with_distances(
-    points: Tensor, clouds: Tensor, max_length: int, max_num: int, total_num: int, packed: bool
+    points: Tensor, clouds: Tensor, max_num: int, total_num: int
 ) -> tuple[Tensor, Tensor]:
-    shape = _output_shape(clouds, max_num, total_num, packed)
-    indices = torch.full(shape, -1, dtype=torch.int64, device=points.device)
-    distances = torch.zeros(shape, dtype=torch.float32, device=points.device)
-    _run(points, clouds, max_length, max_num, packed, indices, distances)
+    shape = _output_shape(points, clouds, max_num, total_num)
+    indices, distances = clouds.new_full(shape, -1), points.new_zeros(shape)
+    module = backend()
+    workspace = _workspace(points, clouds, max_num) if points.is_cuda or module.emulated else None
+    module.farthest_point_sampling(points, clouds, max_num, workspace, indices, distances)
     return indices, distances
 
 
 def _farthest_with_distances_fake(
-    points: Tensor, clouds: Tensor, max_length: int, max_num: int, total_num: int, packed: bool
+    points: Tensor, clouds: Tensor, max_num: int, total_num: int
 ) -> tuple[Tensor, Tensor]:
-    shape = _output_shape(clouds, max_num, total_num, packed)
-    return points.new_empty(shape, dtype=torch.int64), points.new_empty(shape, dtype=torch.float32)
+    shape = _output_shape(points, clouds, max_num, total_num)
+    return clouds.new_empty(shape), points.new_empty(shape)
 
 
-def _output_shape(clouds: Tensor, max_num: int, total_num: int, packed: bool) -> tuple[int, ...]:
-    return (total_num,) if packed else (clouds.shape[1], max_num)
+def _output_shape(points: Tensor, clouds: Tensor, max_num: int, total_num: int) -> tuple[int, ...]:
+    return (clouds.shape[1], max_num) if points.dim() == 3 else (total_num,)
 
 
-def _run(
-    points: Tensor,
-    clouds: Tensor,
-    max_length: int,
-    max_num: int,
-    packed: bool,
-    indices: Tensor,
-    distances: Tensor | None,
-) -> None:
-    module = backend()
-    workspace = None
-    if points.is_cuda or module.emulated:
-        batch, total = clouds.shape[1], points.numel() // 3
-        size = module.farthest_point_sampling_workspace_bytes(batch, total, max_length, max_num)
-        workspace = torch.empty(size, dtype=torch.uint8, device=points.device)
-    module.farthest_point_sampling(points, clouds, max_length, max_num, packed, workspace, indices, distances)
+def _workspace(points: Tensor, clouds: Tensor, max_num: int) -> Tensor:
+    size = backend().farthest_point_sampling_workspace_bytes(
+        clouds.shape[1], points.numel() // 3, points.shape[-2], max_num
+    )
+    return torch.empty(size, dtype=torch.uint8, device=points.device)
 
 
-_ARGUMENTS = (
-    "(Tensor points, Tensor clouds, SymInt max_length, SymInt max_num, SymInt total_num, bool packed)"
-)
+_ARGUMENTS = "(Tensor points, Tensor clouds, SymInt max_num, SymInt total_num)"
 _farthest_op = define(
     f"farthest_point_sampling{_ARGUMENTS} -> Tensor", implementation=_farthest, fake=_farthest_fake
 )
@@ -87,16 +75,6 @@ _farthest_with_distances_op = define(
 
 
 # ---- Public functions --------------------------------------------------------------------------------------
-
-_uniform_cache: dict[tuple[int, int, int, int, torch.device], Tensor] = {}
-
-
-def _uniform_clouds(batch: int, length: int, num: int, start: int, device: torch.device) -> Tensor:
-    """`clouds` of a padded batch whose clouds all have the same sizes."""
-    begin = [b * length for b in range(batch)]
-    out_begin = [b * num for b in range(batch)]
-    rows = [begin, [length] * batch, [num] * batch, [start] * batch, out_begin]
-    return torch.tensor(rows, dtype=torch.int64, device=device).view(5, batch)
 
 
 def farthest_point_sampling(
@@ -154,51 +132,55 @@ def farthest_point_sampling(
     Farthest Point Sampling in Large-Scale Point Clouds", TCAD 2023), but in a sixteen-wide tree of vectorized
     tests, with a bound that holds for the rounded distances, so that nothing is approximate.
     """
-    if not isinstance(points, Tensor):
-        raise TypeError(f"`points` must be a torch.Tensor, got {type(points).__name__}")
-    if points.requires_grad:
-        points = points.detach()
-    shape = points.shape
-    if (
-        lengths is None
-        and cu_seqlens is None
-        and type(num_samples) is int
-        and type(start) is int
-        and len(shape) == 3
-    ):
-        batch, length = shape[0], shape[1]
-        if num_samples < 0:
-            raise ValueError(f"`num_samples` must be at least 0, got {num_samples}")
-        if not (0 <= start < length or (start == 0 and length == 0)):
-            raise ValueError(f"`start` must lie in 0..{length - 1}, got {start}")
-        if type(points) is Tensor and not torch.compiler.is_compiling():
-            key = (batch, length, num_samples, start, points.device)
-            clouds = _uniform_cache.get(key)
-            if clouds is None:
-                if len(_uniform_cache) >= 256:
-                    _uniform_cache.clear()
-                clouds = _uniform_clouds(*key)
-                if type(clouds) is Tensor:  # not under a FakeTensorMode
-                    _uniform_cache[key] = clouds
+    known = None
+    uniform = lengths is None and cu_seqlens is None and type(num_samples) is int and type(start) is int
+    if uniform and type(points) is Tensor and not is_compiling():
+        known = _uniform_cache.get((points.shape, num_samples, start, points.device))
+    if known is None:
+        if not isinstance(points, Tensor):
+            raise TypeError(f"`points` must be a torch.Tensor, got {type(points).__name__}")
+        if uniform and points.dim() == 3:
+            known = _uniform_clouds(points, num_samples, start)  # type: ignore[arg-type]
         else:
-            clouds = _uniform_clouds(batch, length, num_samples, start, points.device)
-        arguments = (points, clouds, length, num_samples, batch * num_samples, False)
-    else:
-        arguments = _general_arguments(points, num_samples, lengths, cu_seqlens, start, generator)
+            known = _general_clouds(points, num_samples, lengths, cu_seqlens, start, generator)
     if return_distances:
-        return _farthest_with_distances_op(*arguments)
-    return _farthest_op(*arguments)
+        return _farthest_with_distances_op(points.detach(), *known)
+    return _farthest_op(points, *known)
 
 
-def _general_arguments(
+# Making `clouds` costs more than sampling a small cloud, so the last ones of uniform batches are kept.
+# Neither fake tensors nor traced ones may be in here.
+_uniform_cache: dict[tuple[Any, ...], tuple[Tensor, int, int]] = {}
+
+
+def _uniform_clouds(points: Tensor, num: int, start: int) -> tuple[Tensor, int, int]:
+    """`clouds`, largest and total number of picks where all clouds have the same sizes."""
+    batch, length = points.shape[0], points.shape[1]
+    if num < 0:
+        raise ValueError(f"`num_samples` must be at least 0, got {num}")
+    if not (0 <= start < length or (start == 0 and length == 0)):
+        raise ValueError(f"`start` must lie in 0..{length - 1}, got {start}")
+    begin = [b * length for b in range(batch)]
+    out_begin = [b * num for b in range(batch)]
+    rows = [begin, [length] * batch, [num] * batch, [start] * batch, out_begin]
+    clouds = torch.tensor(rows, dtype=torch.int64, device=points.device).view(5, batch)
+    made = clouds, num, batch * num
+    if type(points) is Tensor and type(clouds) is Tensor and not is_compiling():
+        if len(_uniform_cache) >= 256:
+            _uniform_cache.clear()
+        _uniform_cache[points.shape, num, start, points.device] = made
+    return made
+
+
+def _general_clouds(
     points: Tensor,
     num_samples: int | Sequence[int],
     lengths: Tensor | None,
     cu_seqlens: Tensor | None,
     start: int | Tensor | str,
     generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor, int, int, int, bool]:
-    """The operator's arguments for ragged, packed and randomly started batches."""
+) -> tuple[Tensor, int, int]:
+    """`clouds`, largest and total number of picks for ragged, packed and randomly started batches."""
     device, packed = points.device, cu_seqlens is not None
     if cu_seqlens is not None:
         if lengths is not None:
@@ -225,7 +207,7 @@ def _general_arguments(
             length = _integers(lengths, "lengths", batch, device)
             if points.is_cuda:
                 length = length.clamp(0, max_length)
-            elif points.device.type == "cpu" and not torch.compiler.is_compiling() and batch > 0:
+            elif points.device.type == "cpu" and not is_compiling() and batch > 0:
                 low, high = (int(v) for v in length.aminmax())
                 if low < 0 or high > max_length:
                     raise ValueError(
@@ -260,7 +242,7 @@ def _general_arguments(
 
     host = torch.tensor([nums, out_begin], dtype=torch.int64, device=device).view(2, batch)
     clouds = torch.stack([begin, length, host[0], start, host[1]])
-    return points, clouds, max_length, max_num, sum(nums), packed
+    return clouds, max_num, sum(nums)
 
 
 def _integers(value: Tensor, name: str, size: int | None, device: torch.device) -> Tensor:
