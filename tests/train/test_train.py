@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastshape import train
+from fastshape import testing, train
 from fastshape.losses import occupancy_loss
 from fastshape.models import CheckpointError, VecSetVAE
 from fastshape.testing import generator
@@ -263,6 +263,16 @@ def test_training_is_deterministic_and_leaves_the_global_random_state(samples):
     torch.manual_seed(123)
     assert same(first, run(small_config(steps=5), samples))
     assert not same(first, run(small_config(steps=5, seed=1), samples))
+
+
+def test_a_fixed_number_of_threads_fixes_the_result(samples):
+    config = small_config(steps=3, num_threads=1, volume_queries=2000)
+    results = []
+    for threads in (1, 2):
+        with testing.num_threads(threads):
+            results.append(run(config, samples))
+            assert torch.get_num_threads() == threads
+    assert same(*results)
 
 
 class Stopped(Exception):  # noqa: N818

@@ -213,6 +213,7 @@ class VecSetVAE(PretrainedModel):
         count = self.config.num_latents if num_latents is None else num_latents
         with torch.no_grad():
             indices = farthest_point_sampling(points.contiguous(), count, start=start, generator=generator)
+        assert isinstance(indices, Tensor)
         embedded = self.point_embed(points)  # (B, N, dim)
         chosen = indices[..., None].clamp_min(0).expand(-1, -1, embedded.shape[-1])  # -1: fewer finite points
         x = self.encoder(embedded.gather(1, chosen), embedded)  # (B, M, dim)
@@ -303,7 +304,8 @@ class VecSetVAE(PretrainedModel):
             chunk_size: as in `query`.
 
         Returns:
-            The mesh where the logits change sign, faces outward.
+            The mesh where the logits change sign, faces outward; closed where the solid reaches the cube's
+            border.
         """
         if resolution < 2:
             raise ValueError(f"`resolution` must be at least 2, got {resolution}")
@@ -323,7 +325,7 @@ class VecSetVAE(PretrainedModel):
             lattice = torch.stack([axis[x], axis[y], axis[z]], dim=-1)
             values[begin : begin + block] = self.query(lattice[None], features, chunk_size=chunk_size)[0]
         field = values.view(resolution, resolution, resolution)
-        return extract_surface(field, level=0.0, inside="positive", bounds=1.0)
+        return extract_surface(field, level=0.0, inside="positive", bounds=1.0, closed=True)
 
     @classmethod
     def from_official(

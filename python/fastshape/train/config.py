@@ -34,6 +34,8 @@ class TrainConfig:
         bfloat16: autocast to bfloat16.
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of `metrics.jsonl`.
+        num_threads: CPU threads to train with; None leaves torch's number. A fixed number makes the result
+            independent of the machine's cores, and one thread is not slowed down by a busy machine.
         seed: of the parameters and of every draw.
     """
 
@@ -56,12 +58,15 @@ class TrainConfig:
     bfloat16: bool = False
     checkpoint_every: int = 500
     log_every: int = 10
+    num_threads: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"`num_threads` must be None or at least 1, got {self.num_threads}")
         for name in ("volume_queries", "near_queries", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")

@@ -108,7 +108,7 @@ def fit(
         raise ValueError("`samples` must have at least one shape")
     place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     directory = None if output_dir is None else Path(output_dir)
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), _threads(config.num_threads):
         torch.manual_seed(config.seed)
         model = VecSetVAE(config.model).to(place).train()
         optimizer = torch.optim.AdamW(
@@ -194,6 +194,16 @@ def fit_meshes(
 def _update_average(average: VecSetVAE, model: VecSetVAE, decay: float) -> None:
     for mean, value in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(value, 1.0 - decay)
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    former = torch.get_num_threads()
+    torch.set_num_threads(former if number is None else number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
 
 
 @contextlib.contextmanager
