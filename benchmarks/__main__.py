@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -77,13 +79,23 @@ def main(arguments: Sequence[str] | None = None, rows: Sequence[registry.Row] | 
         "threads": torch.get_num_threads(),
     }
     limits = measure.Limits()
-    records = []
-    for row, device in work:
-        console.print(f"{row.op} {row.shape} {row.dtype} {device.type} ...", style="dim", highlight=False)
-        record = runner.run_row(row, device, limits, seconds=options.seconds)
-        if record["status"] != "ok":
-            console.print(record["error"], style="red", markup=False)
-        records.append(record)
+    output = None if options.no_output else options.output or _RESULTS / f"{machine.slug()}.json"
+    records: list[dict[str, Any]] = []
+    stopped = False
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a time limit leaves what was measured before it
+    try:
+        for row, device in work:
+            record = runner.run_row(row, device, limits, seconds=options.seconds)
+            records.append(record)
+            console.print(report.line(record), style="dim", highlight=False, markup=False)
+            if record["status"] != "ok":
+                console.print(record["error"], style="red", markup=False)
+            if output is not None:
+                report.write(output, {**about, "limits": limits.as_dict(), "rows": records})
+    except KeyboardInterrupt:
+        stopped = True
 
     report.print_table(console, records)
     for name, found in limits.as_dict().items():
@@ -97,15 +109,18 @@ def main(arguments: Sequence[str] | None = None, rows: Sequence[registry.Row] | 
     if old is not None:
         slower = report.print_comparison(console, old, records)
         console.print(f"{slower} of {len(records)} rows slower than before", highlight=False)
-    if not options.no_output:
-        output = options.output or _RESULTS / f"{machine.slug()}.json"
-        report.write(output, {**about, "limits": limits.as_dict(), "rows": records})
+    if output is not None and records:
         console.print(f"written: {output}", highlight=False)
+    if stopped:
+        console.print(f"stopped after {len(records)} of {len(work)} rows", style="bold red")
     bad = sum(record["status"] != "ok" for record in records)
     if bad:
         console.print(f"{bad} of {len(records)} rows failed or are wrong", style="bold red")
-    return 1 if bad else 0
+    return 1 if bad or stopped else 0
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a time limit leaves what was measured before it
     sys.exit(main())

@@ -60,6 +60,15 @@ def _peer_lines(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def line(record: dict[str, Any]) -> str:
+    """A row in short, printed as soon as it is measured."""
+    name = f"{record['op']} {record['shape']} {record['dtype']} {record['device']}"
+    if record["status"] != "ok":
+        return f"{name}: {record['status']}"
+    ratios = [f"{peer} {p['ratio']:.3g}x" for peer, p in record["peers"].items() if p["status"] == "ok"]
+    return f"{name}: {', '.join([time_text(record['seconds']['median']), *ratios])}"
+
+
 def print_table(console: Console, records: Sequence[dict[str, Any]]) -> None:
     """One line a row; a peer's ratio is its time over ours."""
     table = Table(title="fastshape benchmarks", caption="peer ratio = its time / ours", show_lines=True)

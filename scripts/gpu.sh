@@ -78,5 +78,7 @@ for tool in memcheck racecheck synccheck; do
     "$python" -m pytest -q -p no:cacheprovider -k cuda -m "not slow" --require-backends cuda tests/ops
 done
 
-stage "benchmarks" 100 "$python" -m benchmarks --seconds 0.5 --output "$out/benchmarks.json"
+for device in cuda cpu; do
+  stage "benchmarks, $device" 50 "$python" -m benchmarks --device "$device" --seconds 0.5 --output "$out/benchmarks.json"
+done
 summary

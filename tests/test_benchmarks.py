@@ -217,3 +217,14 @@ def test_machine_slug_is_a_file_name() -> None:
     assert machine.slug().replace("-", "").isalnum()
     assert report.time_text(2.5e-3) == "2.5 ms"
     assert report.count_text(4.3e12, "B/s") == "4.3 TB/s"
+
+
+def test_a_stopped_run_keeps_its_rows(rows: list[Row], limits: measure.Limits, tmp_path: Path) -> None:
+    output = tmp_path / "new.json"
+
+    def stop(device: torch.device) -> Case:
+        raise KeyboardInterrupt
+
+    stopped = Row("fake", "stop", "1", "float32", ("cpu",), stop, {})
+    assert main(["--seconds", "0.02", "--device", "cpu", "--output", str(output)], [rows[0], stopped]) == 1
+    assert [r["op"] for r in json.loads(output.read_text())["rows"]] == ["square_sum"]
