@@ -290,6 +290,10 @@ FASTSHAPE_STORE(store_relaxed, "st.relaxed.gpu")
 // take their time.
 __device__ __forceinline__ void spin_wait() {}
 
+namespace detail {
+__device__ __forceinline__ void check_cooperative() {}  // the emulation's checks
+}
+
 }  // namespace fastshape::cuda
 
 #endif
@@ -305,6 +309,7 @@ struct GridBarrier {
 
 // Called by all threads of all blocks.
 __device__ inline void grid_sync(GridBarrier* barrier) {
+  detail::check_cooperative();
   __syncthreads();
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
     const unsigned blocks = gridDim.x * gridDim.y * gridDim.z;

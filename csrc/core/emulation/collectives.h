@@ -197,4 +197,14 @@ inline T* shared_tail(size_t offset, FASTSHAPE_HERE) {
 // In every loop that waits for another thread's write.
 inline void spin_wait(FASTSHAPE_HERE) { emulation::fiber().engine->spin(FASTSHAPE_SITE); }
 
+namespace detail {
+// On the device, blocks that are not resident would wait for ever.
+inline void check_cooperative(FASTSHAPE_HERE) {
+  emulation::Engine& engine = *emulation::fiber().engine;
+  if (!engine.launch().cooperative) {
+    engine.fail("grid_sync in a kernel that was not started by launch_cooperative", FASTSHAPE_SITE);
+  }
+}
+}  // namespace detail
+
 }  // namespace fastshape::cuda

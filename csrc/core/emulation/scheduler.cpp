@@ -162,10 +162,7 @@ void set_schedule(Schedule schedule, uint64_t seed) {
 
 // The life of a fibre: one thread of a kernel after the other.
 void fiber_main() {
-#if defined(FASTSHAPE_SANITIZE_ADDRESS)
-  Engine& engine = *fiber().engine;
-  __sanitizer_finish_switch_fiber(nullptr, &engine.main_stack_, &engine.main_stack_bytes_);
-#endif
+  fiber().engine->arrived(nullptr);
   for (;;) {
     // Read anew each time: the engine may have moved to another operating-system thread in between.
     Engine& engine = *fiber().engine;
@@ -189,13 +186,17 @@ __attribute__((noinline)) void Engine::switch_stacks(Fiber* from, Fiber* to) {
   t_fiber = to;
   fastshape_switch_context(from != nullptr ? &from->context : &main_,
                            to != nullptr ? to->context : main_);
+  arrived(from != nullptr ? from->fake_stack : main_fake_stack_);
+}
+
+// First thing on a stack that was switched to.
+void Engine::arrived([[maybe_unused]] void* fake_stack) {
 #if defined(FASTSHAPE_SANITIZE_ADDRESS)
   const void* stack = nullptr;
   size_t bytes = 0;
-  __sanitizer_finish_switch_fiber(from != nullptr ? from->fake_stack : main_fake_stack_, &stack,
-                                  &bytes);
-  // A fibre that was resumed by the caller learns here where the caller's stack is.
-  if (from != nullptr && resumed_by_main_) {
+  __sanitizer_finish_switch_fiber(fake_stack, &stack, &bytes);
+  // The fibre that the caller starts learns where the caller's stack is.
+  if (resumed_by_main_) {
     main_stack_ = stack;
     main_stack_bytes_ = bytes;
   }
@@ -714,7 +715,18 @@ void Engine::check_red_zones(const Block& block) const {
 // ---- A group of blocks
 // ---------------------------------------------------------------------------------------------
 
-Engine::Engine() = default;
+// Room for the largest group at once: ThreadSanitizer would take the moving of a table for a race
+// with the fibres that read it.
+Engine::Engine() {
+  constexpr size_t kWarps = kMultiprocessors * kThreadsPerMultiprocessor / kWarp;
+  constexpr size_t kBlocks = kMultiprocessors * kBlocksPerMultiprocessor;
+  constexpr size_t kClusterWarps = kMaxClusterSize * kMaxBlockThreads / kWarp;
+  constexpr size_t kMost = kWarps > kClusterWarps ? kWarps : kClusterWarps;
+  fibers_.reserve(kMost * kWarp);
+  warps_.reserve(kMost);
+  blocks_.reserve(kBlocks);
+  clusters_.reserve(kBlocks);
+}
 
 Engine::~Engine() {
   unmap_memory(stacks_, stack_count_ * kStackStride);
@@ -911,35 +923,32 @@ void Engine::deadlock() {
 
 namespace {
 
-// Engines keep their stacks from one launch to the next.
+// Engines keep their stacks from one launch to the next. The list is never destroyed: kernels may
+// run until the process ends. (A static variable inside a function would be a race to
+// ThreadSanitizer, which does not see its guard here.)
+std::mutex g_mutex;
+std::vector<std::unique_ptr<Engine>>* g_idle = nullptr;
+
 class Lease {
  public:
   Lease() {
-    {
-      std::lock_guard<std::mutex> lock(pool().mutex);
-      if (!pool().idle.empty()) {
-        engine_ = std::move(pool().idle.back());
-        pool().idle.pop_back();
-      }
+    std::lock_guard<std::mutex> lock(g_mutex);
+    if (g_idle == nullptr) g_idle = new std::vector<std::unique_ptr<Engine>>;
+    if (g_idle->empty()) {
+      engine_ = std::make_unique<Engine>();
+    } else {
+      engine_ = std::move(g_idle->back());
+      g_idle->pop_back();
     }
-    if (engine_ == nullptr) engine_ = std::make_unique<Engine>();
   }
   ~Lease() {
     engine_->forget_launch();
-    std::lock_guard<std::mutex> lock(pool().mutex);
-    pool().idle.push_back(std::move(engine_));
+    std::lock_guard<std::mutex> lock(g_mutex);
+    g_idle->push_back(std::move(engine_));
   }
   Engine& operator*() const { return *engine_; }
 
  private:
-  struct Pool {
-    std::mutex mutex;
-    std::vector<std::unique_ptr<Engine>> idle;
-  };
-  static Pool& pool() {
-    static Pool* const pool = new Pool;  // never destroyed: kernels may run until the process ends
-    return *pool;
-  }
   std::unique_ptr<Engine> engine_;
 };
 
@@ -949,7 +958,8 @@ void check_launch(const Launch& launch) {
   const auto refuse = [&](const auto&... parts) {
     FASTSHAPE_FAIL_RUNTIME(launch.name, ": invalid configuration argument: ", parts...);
   };
-  if (threads == 0 || threads > 1024 || block.x > 1024 || block.y > 1024 || block.z > 64) {
+  if (threads == 0 || threads > kMaxBlockThreads || block.x > kMaxBlockThreads ||
+      block.y > kMaxBlockThreads || block.z > 64) {
     refuse("a block of ", text(block), " threads; 1 to 1024 are possible, at most 64 in z");
   }
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 ||
@@ -959,7 +969,8 @@ void check_launch(const Launch& launch) {
   if (launch.shared_bytes > kSharedPerBlock) {
     refuse(launch.shared_bytes, " bytes of shared memory; a block has at most ", kSharedPerBlock);
   }
-  if (launch.cluster_size == 0 || launch.cluster_size > 16 || grid.x % launch.cluster_size != 0) {
+  if (launch.cluster_size == 0 || launch.cluster_size > kMaxClusterSize ||
+      grid.x % launch.cluster_size != 0) {
     refuse("clusters of ", launch.cluster_size, " blocks in a grid of ", text(grid),
            "; 1 to 16 are possible, and must divide the grid");
   }

@@ -31,6 +31,8 @@ constexpr size_t kSharedAlignment = 128;
 constexpr size_t kSharedPerMultiprocessor = 228 * 1024;
 constexpr unsigned kThreadsPerMultiprocessor = 2048;
 constexpr unsigned kBlocksPerMultiprocessor = 32;
+constexpr unsigned kMaxBlockThreads = 1024;
+constexpr unsigned kMaxClusterSize = 16;
 
 enum class Schedule { ascending, descending, random };
 
@@ -225,6 +227,7 @@ class Engine {
   void reset_order(Warp& warp);
   Fiber* next();
   void switch_stacks(Fiber* from, Fiber* to);
+  void arrived(void* fake_stack);
   void run_next(Fiber* self);
   [[noreturn]] void stop(std::string message);
   [[noreturn]] void deadlock();
