@@ -2,7 +2,7 @@
 
 find_package(Threads REQUIRED)
 
-if(FASTSHAPE_PYTHON OR FASTSHAPE_EMULATION)
+if(FASTSHAPE_PYTHON)
   set(PYBIND11_FINDPYTHON ON)
   find_package(Python COMPONENTS Interpreter Development.Module REQUIRED)
   if(NOT pybind11_DIR)

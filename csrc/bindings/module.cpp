@@ -11,6 +11,9 @@ namespace fastshape {
 
 void bind_geometry(py::module_& m);
 void bind_sampling(py::module_& m);
+#if defined(FASTSHAPE_EMULATION)
+void bind_emulation(py::module_& m);
+#endif
 
 namespace {
 
@@ -52,11 +55,6 @@ void bind_runtime(py::module_& m) {
 }
 
 }  // namespace
-
-#if defined(FASTSHAPE_EMULATION)
-void bind_emulation(py::module_& m);
-#endif
-
 }  // namespace fastshape
 
 PYBIND11_MODULE(FASTSHAPE_MODULE, m) {

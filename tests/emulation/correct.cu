@@ -5,7 +5,7 @@
 #include <numeric>
 #include <vector>
 
-#include "../tests/emulation/cases.h"
+#include "cases.h"
 #include "core/block.cuh"
 #include "core/cuda_utils.cuh"
 #include "core/device_algorithms.cuh"

@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../tests/emulation/cases.h"
+#include "cases.h"
 #include "core/cuda_utils.cuh"
 #include "core/device_algorithms.cuh"
 

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <exception>
 
-#include "../tests/emulation/cases.h"
+#include "cases.h"
 #include "core/cuda_utils.cuh"
 #include "core/parallel.h"
 

@@ -160,20 +160,22 @@ void set_schedule(Schedule schedule, uint64_t seed) {
 // ---- Switching
 // -----------------------------------------------------------------------------------------------------
 
+// Between two threads of a kernel the engine may move to another operating-system thread: never
+// inlined, so that the address of t_fiber is computed anew for each.
+__attribute__((noinline)) void run_thread() {
+  Engine& engine = *fiber().engine;
+  engine.launch_->call(engine.launch_->context);
+  engine.exit_thread(fiber());
+}
+
 // The life of a fibre: one thread of a kernel after the other.
 void fiber_main() {
   fiber().engine->arrived(nullptr);
-  for (;;) {
-    // Read anew each time: the engine may have moved to another operating-system thread in between.
-    Engine& engine = *fiber().engine;
-    engine.launch_->call(engine.launch_->context);
-    engine.exit_thread(fiber());
-  }
+  for (;;) run_thread();
 }
 
-// Never inlined: t_fiber's address must not be kept from before the switch to after it.
-__attribute__((noinline)) void Engine::switch_stacks(Fiber* from, Fiber* to) {
-  // nullptr stands for the engine's caller.
+// nullptr stands for the engine's caller.
+void Engine::switch_stacks(Fiber* from, Fiber* to) {
 #if defined(FASTSHAPE_SANITIZE_ADDRESS)
   __sanitizer_start_switch_fiber(from != nullptr ? &from->fake_stack : &main_fake_stack_,
                                  to != nullptr ? to->stack : main_stack_,
@@ -219,7 +221,8 @@ void Engine::stop(std::string message) {
 }
 
 void Engine::fail(const std::string& what, Site site) {
-  stop(concatenate(launch_->name, ": ", describe(fiber()), ": ", what, " (", text(site), ")"));
+  const std::string place = site.line != 0 ? " at " + text(site) : "";
+  stop(concatenate(launch_->name, ": ", describe(fiber()), place, ": ", what));
 }
 
 // ---- Who runs next
@@ -321,6 +324,8 @@ void Engine::fence() {
 
 void Engine::spin(Site site) {
   Fiber& self = *t_fiber;
+  self.spinning = true;
+  self.site = site;
   if (++idle_spins_ % 4096 == 0 && launch_->engines > 1) sched_yield();
   if (idle_spins_ == 1 || launch_->finished != seen_finished_) {
     seen_finished_ = launch_->finished;
@@ -329,15 +334,12 @@ void Engine::spin(Site site) {
     // Alone, nothing can come from outside. Otherwise another block may still be working on it.
     if (idle_since_ == 0) idle_since_ = seconds();
     if (launch_->engines == 1 || seconds() - idle_since_ > kIdleSeconds) {
-      self.site = site;
       stop(concatenate(launch_->name, ": live-lock: ", describe(self),
                        " and others call spin_wait (", text(site), ") and nothing else happens",
                        where_threads_wait()));
     }
   }
   // Let other warps go first: what is waited for may be theirs to do.
-  self.spinning = true;
-  self.site = site;
   if (schedule_ != Schedule::random) cursor_ = next_ready_warp(cursor_);
   run_next(&self);
   self.spinning = false;
@@ -614,8 +616,9 @@ void Engine::exit_thread(Fiber& self) {
     if (meeting.operation != Operation::syncwarp) {
       fail(concatenate("divergent warp: this lane exits while lanes ",
                        ranges(lanes_of(meeting.arrived)), " wait for it at ",
-                       name_of(meeting.operation), " with mask ", hexadecimal(meeting.mask)),
-           meeting.site);
+                       name_of(meeting.operation), " (", text(meeting.site), ") with mask ",
+                       hexadecimal(meeting.mask)),
+           {});
     }
     if (meeting.arrived == (meeting.mask & warp.alive)) finish_meeting(warp, self.warp_index, i--);
   }

@@ -208,6 +208,7 @@ class Engine {
 
  private:
   friend void fiber_main();
+  friend void run_thread();
 
   // Before and after a group.
   void prepare(Launch& launch, unsigned blocks);
