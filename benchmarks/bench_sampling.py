@@ -1,0 +1,121 @@
+"""Farthest point sampling of surface points, beside the bucket implementations on PyPI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastshape import ops
+from fastshape.reference import sampling as reference
+
+from .peers import installed
+from .registry import Case, Peer, Target, row
+
+_CHECKED = 200  # picks compared with the naive rule: all of them would take minutes at a million points
+
+
+def surface_points(batch: int, count: int) -> Tensor:
+    """Points of bumpy spheres, (B, N, 3): waves of six octaves whose amplitude halves, as a fractal's."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(batch, count, 3, generator=generator)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    radius = torch.ones(batch, count)
+    for octave in range(6):
+        for _ in range(4):
+            wave = torch.randn(batch, 3, 1, generator=generator)
+            wave = wave / wave.norm(dim=1, keepdim=True) * 2.0 ** (octave + 1)
+            phase = torch.rand(batch, 1, generator=generator) * 6.28
+            radius += 0.18 * 2.0**-octave * torch.sin((direction @ wave).squeeze(-1) + phase)
+    return (direction * radius.unsqueeze(-1)).contiguous()
+
+
+def same_first_picks(result: Tensor, expected: Tensor) -> None:
+    """The first picks of every cloud equal the naive rule's."""
+    assert torch.equal(result[:, : expected.shape[1]], expected), "other picks than the naive rule's"
+
+
+def torch_quickfps(points: Tensor, num: int, height: int) -> Peer | None:
+    package = installed("torch_quickfps")
+    if package is None:
+        return None
+    return Peer(lambda: package.sample_idx(points, num, h=height, start_idx=0))
+
+
+def fpsample(points: Tensor, num: int, name: str, *height: int) -> Peer | None:
+    """One cloud after the other: it knows no batches. It starts elsewhere than asked for, so it is compared
+    from the start that it took."""
+    package = installed("fpsample")
+    if package is None or points.device.type != "cpu":
+        return None
+    function: Callable[..., Any] = getattr(package, name)
+    clouds = [cloud.numpy() for cloud in points]
+
+    def check(result: list[Any], _: Tensor) -> None:
+        indices = torch.stack([torch.from_numpy(r.astype("int64")) for r in result])
+        same_first_picks(
+            indices, reference.farthest_point_sampling(points, min(num, _CHECKED), start=indices[:, 0])
+        )
+
+    return Peer(
+        lambda: [function(cloud, num, *height, start_idx=0) for cloud in clouds],
+        check=check,
+        note="starts where it likes",
+    )
+
+
+@row(
+    family="sampling",
+    op="farthest_point_sampling",
+    shape="16384->2048",
+    batch=1,
+    count=16384,
+    num=2048,
+    height=5,
+)
+@row(
+    family="sampling",
+    op="farthest_point_sampling",
+    shape="8x16384->2048",
+    batch=8,
+    count=16384,
+    num=2048,
+    height=5,
+)
+@row(
+    family="sampling",
+    op="farthest_point_sampling",
+    shape="65536->4096",
+    batch=1,
+    count=65536,
+    num=4096,
+    height=7,
+)
+@row(
+    family="sampling",
+    op="farthest_point_sampling",
+    shape="1M->8192",
+    batch=1,
+    count=1 << 20,
+    num=8192,
+    height=9,
+)
+def farthest_point_sampling(device: torch.device, batch: int, count: int, num: int, height: int) -> Case:
+    points = surface_points(batch, count).to(device)
+    first = min(num, _CHECKED)
+    return Case(
+        run=lambda: ops.farthest_point_sampling(points, num),
+        reference=lambda: reference.farthest_point_sampling(points, first),
+        check=same_first_picks,
+        peers={
+            "torch_quickfps": torch_quickfps(points, num, height),
+            "torch_quickfps, h - 1": torch_quickfps(points, num, height - 1),
+            "fpsample kdline": fpsample(points, num, "bucket_fps_kdline_sampling", height),
+            "fpsample kdline, h - 1": fpsample(points, num, "bucket_fps_kdline_sampling", height - 1),
+            "fpsample kdtree": fpsample(points, num, "bucket_fps_kdtree_sampling"),
+        },
+        bytes=points.nbytes + 8.0 * batch * num,
+        target=Target("torch_quickfps", 1 / 3),
+    )
