@@ -23,6 +23,15 @@ void bind_emulation(py::module_& m) {
       },
       py::arg("kind"), py::arg("seed") = 0,
       "Which thread of an emulated kernel runs next, and which block comes first.");
+  m.def(
+      "set_emulation_device",
+      [](int multiprocessors, size_t shared_bytes, int compute_capability) {
+        emulation::set_device({multiprocessors, shared_bytes, compute_capability});
+      },
+      py::arg("multiprocessors") = emulation::Device().multiprocessors,
+      py::arg("shared_bytes") = emulation::Device().shared_per_block,
+      py::arg("compute_capability") = emulation::Device().compute_capability,
+      "What kernels find when they ask for the device: without arguments, the usual one.");
 }
 
 }  // namespace fastshape

@@ -6,17 +6,6 @@
 
 namespace py = pybind11;
 
-#if !__has_include("sampling/farthest_point_sampling_cuda.cu")  // TODO remove with the first .cu
-namespace fastshape::cuda {
-inline size_t farthest_point_sampling_workspace_bytes(int64_t, int64_t, int64_t, int64_t) {
-  FASTSHAPE_FAIL_NOT_IMPLEMENTED("farthest_point_sampling on CUDA");
-}
-inline void farthest_point_sampling(const FarthestPointSampling&, cudaStream_t) {
-  FASTSHAPE_FAIL_NOT_IMPLEMENTED("farthest_point_sampling on CUDA");
-}
-}  // namespace fastshape::cuda
-#endif
-
 namespace fastshape {
 namespace {
 
@@ -64,6 +53,7 @@ void farthest_point_sampling(const Tensor& points, const Tensor& clouds, int64_t
   task.start = rows + 3 * batch;
   task.out_begin = rows + 4 * batch;
   task.batch = batch;
+  task.total = points.numel() / 3;
   task.max_length = max_length;
   task.max_num = max_num;
   task.global_indices = packed;

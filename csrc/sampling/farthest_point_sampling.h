@@ -30,6 +30,7 @@ struct FarthestPointSampling {
   const int64_t* start;  // local to the cloud
   const int64_t* out_begin;
   int64_t batch;
+  int64_t total;       // rows of `points`; clouds do not overlap
   int64_t max_length;  // upper bounds that the host knows, for choosing the algorithm
   int64_t max_num;
   bool global_indices;  // rows of `points`, or local to the cloud

@@ -40,7 +40,8 @@ struct DeviceProperties {
 };
 
 inline DeviceProperties device_properties() {
-  return {emulation::kMultiprocessors, emulation::kSharedPerBlock, 90};
+  const emulation::Device& device = emulation::device();
+  return {device.multiprocessors, device.shared_per_block, device.compute_capability};
 }
 
 template <class... Params, class... Args>

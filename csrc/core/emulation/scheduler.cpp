@@ -157,6 +157,20 @@ void set_schedule(Schedule schedule, uint64_t seed) {
   g_setting.seed = seed;
 }
 
+namespace {
+Device g_device;
+}
+
+const Device& device() { return g_device; }
+void set_device(const Device& device) {
+  FASTSHAPE_CHECK_VALUE(device.multiprocessors > 0, "`multiprocessors` must be positive, got ",
+                        device.multiprocessors);
+  FASTSHAPE_CHECK_VALUE(device.shared_per_block <= kSharedPerBlock,
+                        "`shared_bytes` must be at most ", kSharedPerBlock, ", got ",
+                        device.shared_per_block);
+  g_device = device;
+}
+
 // ---- Switching
 // -----------------------------------------------------------------------------------------------------
 
@@ -969,8 +983,12 @@ void check_launch(const Launch& launch) {
       grid.z > 65535) {
     refuse("a grid of ", text(grid), " blocks; 1 to (2147483647, 65535, 65535) are possible");
   }
-  if (launch.shared_bytes > kSharedPerBlock) {
-    refuse(launch.shared_bytes, " bytes of shared memory; a block has at most ", kSharedPerBlock);
+  if (launch.shared_bytes > device().shared_per_block) {
+    refuse(launch.shared_bytes, " bytes of shared memory; a block has at most ",
+           device().shared_per_block);
+  }
+  if (launch.cluster_size > 1 && device().compute_capability < 90) {
+    refuse("clusters need compute capability 9.0");
   }
   if (launch.cluster_size == 0 || launch.cluster_size > kMaxClusterSize ||
       grid.x % launch.cluster_size != 0) {
@@ -993,7 +1011,7 @@ int max_resident_blocks(unsigned threads, size_t shared_bytes) {
       kSharedPerMultiprocessor / (shared_bytes + 1024);  // the system takes 1 KiB per block
   size_t blocks = by_threads < by_shared ? by_threads : by_shared;
   if (blocks > kBlocksPerMultiprocessor) blocks = kBlocksPerMultiprocessor;
-  return static_cast<int>(blocks) * kMultiprocessors;
+  return static_cast<int>(blocks) * device().multiprocessors;
 }
 
 void run(Launch& launch) {

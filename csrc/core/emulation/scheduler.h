@@ -24,8 +24,16 @@
 namespace fastshape::emulation {
 
 constexpr unsigned kWarp = 32;
-// The emulated device: an sm_90 with few multiprocessors.
-constexpr int kMultiprocessors = 4;
+// The emulated device: an sm_90 with few multiprocessors. Tests ask for another one, to see the
+// paths that kernels take on older, smaller and larger devices.
+struct Device {
+  int multiprocessors = 4;
+  size_t shared_per_block = 227 * 1024;
+  int compute_capability = 90;
+};
+const Device& device();
+void set_device(const Device& device);  // not meant to be called while kernels run
+
 constexpr size_t kSharedPerBlock = 227 * 1024;
 constexpr size_t kSharedAlignment = 128;
 constexpr size_t kSharedPerMultiprocessor = 228 * 1024;
