@@ -6,8 +6,12 @@ Called straight, past the operator and its own checks, as a framework author mig
 from __future__ import annotations
 
 import ctypes
+import platform
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,3 +174,15 @@ def test_kernels_run_in_a_forked_child():
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=60)
     assert done.returncode == 0
+
+
+def test_wide_instructions_stay_in_their_files():
+    """An inline function compiled for AVX-512 must not become everybody's: linkers keep one copy of many."""
+    archive = Path(fastshape.__file__).parent / "lib" / "libfastshape_kernels.a"
+    if not archive.exists() or shutil.which("nm") is None:
+        pytest.skip("needs an installed package and nm")
+    listing = subprocess.run(["nm", "-A", str(archive)], capture_output=True, text=True).stdout
+    wide = [line for line in listing.splitlines() if "_avx2.cpp.o" in line or "_avx512.cpp.o" in line]
+    assert wide or platform.machine() not in ("x86_64", "AMD64")
+    shared = [line for line in wide if re.search(r" [WVu] ", line)]
+    assert shared == []
