@@ -3,8 +3,12 @@
 #include "bindings/run.h"
 #include "bindings/tensor.h"
 #include "geometry/build_bvh.h"
+#include "geometry/bvh_moments.h"
+#include "geometry/cast_rays.h"
 #include "geometry/closest_point.h"
 #include "geometry/closest_point_backward.h"
+#include "geometry/ray_parity.h"
+#include "geometry/winding_number.h"
 
 namespace py = pybind11;
 
@@ -37,20 +41,36 @@ void require_mesh(const Tensor& vertices, const Tensor& faces) {
   require_same_device(vertices, "vertices", faces, "faces");
 }
 
-void require_bvh(const Tensor& points, const char* name, const Tensor& boxes,
-                 const Tensor& first_child, const Tensor& triangles, const Tensor& face_index) {
-  require(points, name, kFloats, {-1, 3}, "(Q, 3)");
-  require_like(points, name, boxes, "bvh.boxes");
-  require_like(points, name, triangles, "bvh.triangles");
-  const int64_t num_blocks = triangles.dim() > 0 ? triangles.size(0) : 0;
-  const int64_t num_nodes = bvh_levels(num_blocks * kBvhWidth).num_nodes;
-  require_shape(triangles, "bvh.triangles", {-1, 9, 8}, "(num_blocks, 9, 8)");
+// An array beside `first`: same dtype, same device.
+void require_output(const Tensor& first, const char* first_name, const Tensor& tensor,
+                    const char* name, std::initializer_list<int64_t> shape,
+                    const char* shape_name) {
+  require_like(first, first_name, tensor, name);
+  require_shape(tensor, name, shape, shape_name);
+}
+
+void require_hierarchy(const Tensor& first, const char* name, const Tensor& boxes,
+                       const Tensor& first_child, const Tensor& triangles,
+                       const Tensor& face_index) {
+  require_dtype(first, name, kFloats);
+  require_like(first, name, boxes, "bvh.boxes");
+  require_output(first, name, triangles, "bvh.triangles", {-1, 9, 8}, "(num_blocks, 9, 8)");
+  const int64_t num_blocks = triangles.size(0);
   FASTSHAPE_CHECK_VALUE(num_blocks > 0, "`bvh` must hold at least one face");
+  const int64_t num_nodes = bvh_levels(num_blocks * kBvhWidth).num_nodes;
   require_shape(boxes, "bvh.boxes", {num_nodes, 6, 8}, "(num_nodes, 6, 8)");
   require(first_child, "bvh.first_child", {DType::int32}, {num_nodes}, "(num_nodes,)");
   require(face_index, "bvh.face_index", {DType::int32}, {num_blocks, 8}, "(num_blocks, 8)");
-  require_same_device(points, name, first_child, "bvh.first_child");
-  require_same_device(points, name, face_index, "bvh.face_index");
+  require_same_device(first, name, first_child, "bvh.first_child");
+  require_same_device(first, name, face_index, "bvh.face_index");
+}
+
+void require_bvh(const Tensor& points, const char* name, const Tensor& boxes,
+                 const Tensor& first_child, const Tensor& triangles, const Tensor& face_index) {
+  require(points, name, kFloats, {-1, 3}, "(Q, 3)");
+  FASTSHAPE_CHECK_VALUE(points.size(0) < int64_t{1} << 32, "`", name,
+                        "` must have fewer than 2^32 rows, got ", points.size(0));
+  require_hierarchy(points, name, boxes, first_child, triangles, face_index);
 }
 
 template <class T>
@@ -61,7 +81,22 @@ BvhView<T> view_bvh(const Tensor& boxes, const Tensor& first_child, const Tensor
           boxes.size(0),       triangles.size(0)};
 }
 
-void build_bvh(const Tensor& vertices, const Tensor& faces, bool morton_order, const Tensor& boxes,
+// For CUDA tensors, and for every tensor in the emulated module; the CPU kernels need none.
+struct Workspace {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+
+Workspace open_workspace(const Tensor& first, const char* name,
+                         const std::optional<Tensor>& workspace) {
+  if (!workspace) return {};
+  require_dtype(*workspace, "workspace", {DType::uint8});
+  require_same_device(first, name, *workspace, "workspace");
+  return {workspace->data<void>(), static_cast<size_t>(workspace->numel())};
+}
+
+void build_bvh(const Tensor& vertices, const Tensor& faces, bool hilbert_order,
+               const std::optional<Tensor>& workspace, const Tensor& boxes,
                const Tensor& first_child, const Tensor& triangles, const Tensor& face_index) {
   require_mesh(vertices, faces);
   FASTSHAPE_CHECK_VALUE(faces.size(0) > 0, "`faces` must hold at least one face, got shape ",
@@ -71,6 +106,7 @@ void build_bvh(const Tensor& vertices, const Tensor& faces, bool morton_order, c
   require_bvh(vertices, "vertices", boxes, first_child, triangles, face_index);
   FASTSHAPE_CHECK_VALUE(triangles.size(0) == bvh_levels(faces.size(0)).num_blocks,
                         "`bvh.triangles` has the wrong number of blocks");
+  [[maybe_unused]] const Workspace space = open_workspace(vertices, "vertices", workspace);
   with_dtype(vertices, [&](auto zero) {
     using T = decltype(zero);
     const BuildBvh<T> task{vertices.data<T>(),
@@ -79,24 +115,23 @@ void build_bvh(const Tensor& vertices, const Tensor& faces, bool morton_order, c
                            faces.size(0),
                            {boxes.data<T>(), first_child.data<int32_t>(), triangles.data<T>(),
                             face_index.data<int32_t>()},
-                           morton_order};
+                           hilbert_order};
     run(vertices, FASTSHAPE_CPU(cpu::build_bvh(task)),
-        FASTSHAPE_CUDA(FASTSHAPE_FAIL_NOT_IMPLEMENTED("build_bvh: no CUDA kernel yet")));
+        FASTSHAPE_CUDA(cuda::build_bvh(task, space.data, space.bytes, stream)));
   });
 }
 
 void closest_point(const Tensor& points, const Tensor& boxes, const Tensor& first_child,
-                   const Tensor& triangles, const Tensor& face_index, const Tensor& distance,
+                   const Tensor& triangles, const Tensor& face_index,
+                   const std::optional<Tensor>& workspace, const Tensor& distance,
                    const Tensor& face, const Tensor& barycentric, const Tensor& point) {
   require_bvh(points, "points", boxes, first_child, triangles, face_index);
   const int64_t n = points.size(0);
-  require_like(points, "points", distance, "distance");
-  require_shape(distance, "distance", {n}, "(Q,)");
+  require_output(points, "points", distance, "distance", {n}, "(Q,)");
   require(face, "face", {DType::int64}, {n}, "(Q,)");
-  require_like(points, "points", barycentric, "barycentric");
-  require_shape(barycentric, "barycentric", {n, 3}, "(Q, 3)");
-  require_like(points, "points", point, "point");
-  require_shape(point, "point", {n, 3}, "(Q, 3)");
+  require_output(points, "points", barycentric, "barycentric", {n, 3}, "(Q, 3)");
+  require_output(points, "points", point, "point", {n, 3}, "(Q, 3)");
+  [[maybe_unused]] const Workspace space = open_workspace(points, "points", workspace);
   with_dtype(points, [&](auto zero) {
     using T = decltype(zero);
     const ClosestPoint<T> task{view_bvh<T>(boxes, first_child, triangles, face_index),
@@ -107,28 +142,27 @@ void closest_point(const Tensor& points, const Tensor& boxes, const Tensor& firs
                                barycentric.data<T>(),
                                point.data<T>()};
     run(points, FASTSHAPE_CPU(cpu::closest_point(task)),
-        FASTSHAPE_CUDA(FASTSHAPE_FAIL_NOT_IMPLEMENTED("closest_point: no CUDA kernel yet")));
+        FASTSHAPE_CUDA(cuda::closest_point(task, space.data, space.bytes, stream)));
   });
 }
 
 void closest_point_backward(const Tensor& grad_distance, const Tensor& points,
                             const Tensor& vertices, const Tensor& faces, const Tensor& face,
-                            const Tensor& barycentric, const Tensor& grad_points,
-                            const Tensor& grad_vertices) {
+                            const Tensor& barycentric, const std::optional<Tensor>& workspace,
+                            const Tensor& grad_points, const Tensor& grad_vertices) {
   require_mesh(vertices, faces);
   require(points, "points", kFloats, {-1, 3}, "(Q, 3)");
   require_like(vertices, "vertices", points, "points");
   const int64_t n = points.size(0);
-  require_like(points, "points", grad_distance, "grad_distance");
-  require_shape(grad_distance, "grad_distance", {n}, "(Q,)");
+  FASTSHAPE_CHECK_VALUE(n < (int64_t{1} << 32) / 3,
+                        "`points` must have fewer than 2^32 / 3 rows, got ", n);
+  require_output(points, "points", grad_distance, "grad_distance", {n}, "(Q,)");
   require(face, "face", {DType::int64}, {n}, "(Q,)");
   require_same_device(points, "points", face, "face");
-  require_like(points, "points", barycentric, "barycentric");
-  require_shape(barycentric, "barycentric", {n, 3}, "(Q, 3)");
-  require_like(points, "points", grad_points, "grad_points");
-  require_shape(grad_points, "grad_points", {n, 3}, "(Q, 3)");
-  require_like(points, "points", grad_vertices, "grad_vertices");
-  require_shape(grad_vertices, "grad_vertices", {vertices.size(0), 3}, "(V, 3)");
+  require_output(points, "points", barycentric, "barycentric", {n, 3}, "(Q, 3)");
+  require_output(points, "points", grad_points, "grad_points", {n, 3}, "(Q, 3)");
+  require_output(points, "points", grad_vertices, "grad_vertices", {vertices.size(0), 3}, "(V, 3)");
+  [[maybe_unused]] const Workspace space = open_workspace(points, "points", workspace);
   with_dtype(points, [&](auto zero) {
     using T = decltype(zero);
     const ClosestPointBackward<T> task{grad_distance.data<T>(),
@@ -142,29 +176,130 @@ void closest_point_backward(const Tensor& grad_distance, const Tensor& points,
                                        grad_points.data<T>(),
                                        grad_vertices.data<T>()};
     run(points, FASTSHAPE_CPU(cpu::closest_point_backward(task)),
-        FASTSHAPE_CUDA(
-            FASTSHAPE_FAIL_NOT_IMPLEMENTED("closest_point_backward: no CUDA kernel yet")));
+        FASTSHAPE_CUDA(cuda::closest_point_backward(task, space.data, space.bytes, stream)));
   });
 }
+
+void bvh_moments(const Tensor& boxes, const Tensor& first_child, const Tensor& triangles,
+                 const Tensor& face_index, const Tensor& moments) {
+  require_hierarchy(boxes, "bvh.boxes", boxes, first_child, triangles, face_index);
+  require_output(boxes, "bvh.boxes", moments, "moments", {boxes.size(0), kMomentRows, 8},
+                 "(num_nodes, 20, 8)");
+  with_dtype(boxes, [&](auto zero) {
+    using T = decltype(zero);
+    const BvhMoments<T> task{view_bvh<T>(boxes, first_child, triangles, face_index),
+                             moments.data<T>()};
+    run(boxes, FASTSHAPE_CPU(cpu::bvh_moments(task)),
+        FASTSHAPE_CUDA(cuda::bvh_moments(task, stream)));
+  });
+}
+
+void winding_number(const Tensor& points, const Tensor& boxes, const Tensor& first_child,
+                    const Tensor& triangles, const Tensor& face_index, const Tensor& moments,
+                    double beta, const std::optional<Tensor>& workspace, const Tensor& winding) {
+  require_bvh(points, "points", boxes, first_child, triangles, face_index);
+  const int64_t n = points.size(0);
+  require_output(points, "points", moments, "moments", {boxes.size(0), kMomentRows, 8},
+                 "(num_nodes, 20, 8)");
+  FASTSHAPE_CHECK_VALUE(beta >= 1.0, "`beta` must be at least 1, got ", beta);
+  require_output(points, "points", winding, "winding", {n}, "(Q,)");
+  [[maybe_unused]] const Workspace space = open_workspace(points, "points", workspace);
+  with_dtype(points, [&](auto zero) {
+    using T = decltype(zero);
+    const WindingNumber<T> task{view_bvh<T>(boxes, first_child, triangles, face_index),
+                                moments.data<T>(),
+                                points.data<T>(),
+                                n,
+                                static_cast<T>(beta * beta),
+                                winding.data<T>()};
+    run(points, FASTSHAPE_CPU(cpu::winding_number(task)),
+        FASTSHAPE_CUDA(cuda::winding_number(task, space.data, space.bytes, stream)));
+  });
+}
+
+void cast_rays(const Tensor& origins, const Tensor& directions, const Tensor& boxes,
+               const Tensor& first_child, const Tensor& triangles, const Tensor& face_index,
+               const std::optional<Tensor>& workspace, const Tensor& t, const Tensor& face,
+               const Tensor& barycentric) {
+  require_bvh(origins, "origins", boxes, first_child, triangles, face_index);
+  const int64_t n = origins.size(0);
+  require_output(origins, "origins", directions, "directions", {n, 3}, "(Q, 3)");
+  require_output(origins, "origins", t, "t", {n}, "(Q,)");
+  require(face, "face", {DType::int64}, {n}, "(Q,)");
+  require_output(origins, "origins", barycentric, "barycentric", {n, 3}, "(Q, 3)");
+  [[maybe_unused]] const Workspace space = open_workspace(origins, "origins", workspace);
+  with_dtype(origins, [&](auto zero) {
+    using T = decltype(zero);
+    const CastRays<T> task{view_bvh<T>(boxes, first_child, triangles, face_index),
+                           origins.data<T>(),
+                           directions.data<T>(),
+                           n,
+                           t.data<T>(),
+                           face.data<int64_t>(),
+                           barycentric.data<T>()};
+    run(origins, FASTSHAPE_CPU(cpu::cast_rays(task)),
+        FASTSHAPE_CUDA(cuda::cast_rays(task, space.data, space.bytes, stream)));
+  });
+}
+
+void ray_parity(const Tensor& points, const Tensor& directions, const Tensor& boxes,
+                const Tensor& first_child, const Tensor& triangles, const Tensor& face_index,
+                const std::optional<Tensor>& workspace, const Tensor& votes) {
+  require_bvh(points, "points", boxes, first_child, triangles, face_index);
+  require_output(points, "points", directions, "directions", {-1, 3}, "(R, 3)");
+  require(votes, "votes", {DType::int32}, {points.size(0)}, "(Q,)");
+  [[maybe_unused]] const Workspace space = open_workspace(points, "points", workspace);
+  with_dtype(points, [&](auto zero) {
+    using T = decltype(zero);
+    const RayParity<T> task{view_bvh<T>(boxes, first_child, triangles, face_index),
+                            points.data<T>(),
+                            directions.data<T>(),
+                            points.size(0),
+                            directions.size(0),
+                            votes.data<int32_t>()};
+    run(points, FASTSHAPE_CPU(cpu::ray_parity(task)),
+        FASTSHAPE_CUDA(cuda::ray_parity(task, space.data, space.bytes, stream)));
+  });
+}
+
+#if defined(FASTSHAPE_HAS_CUDA) || defined(FASTSHAPE_EMULATION)
+#define FASTSHAPE_WORKSPACE(op) &cuda::op##_workspace_bytes
+#else
+#define FASTSHAPE_WORKSPACE(op) +[](int64_t) { return size_t{0}; }
+#endif
 
 }  // namespace
 
 void bind_geometry(py::module_& m) {
-  m.def("build_bvh", &build_bvh, py::arg("vertices"), py::arg("faces"), py::arg("morton_order"),
-        py::arg("boxes"), py::arg("first_child"), py::arg("triangles"), py::arg("face_index"));
-  m.def(
-      "bvh_sizes",
-      [](int64_t num_faces) {
-        const BvhLevels levels = bvh_levels(num_faces);
-        return py::make_tuple(levels.num_nodes, levels.num_blocks);
-      },
-      py::arg("num_faces"));
+  m.def("build_bvh", &build_bvh, py::arg("vertices"), py::arg("faces"), py::arg("hilbert_order"),
+        py::arg("workspace"), py::arg("boxes"), py::arg("first_child"), py::arg("triangles"),
+        py::arg("face_index"));
   m.def("closest_point", &closest_point, py::arg("points"), py::arg("boxes"),
-        py::arg("first_child"), py::arg("triangles"), py::arg("face_index"), py::arg("distance"),
-        py::arg("face"), py::arg("barycentric"), py::arg("point"));
+        py::arg("first_child"), py::arg("triangles"), py::arg("face_index"), py::arg("workspace"),
+        py::arg("distance"), py::arg("face"), py::arg("barycentric"), py::arg("point"));
   m.def("closest_point_backward", &closest_point_backward, py::arg("grad_distance"),
         py::arg("points"), py::arg("vertices"), py::arg("faces"), py::arg("face"),
-        py::arg("barycentric"), py::arg("grad_points"), py::arg("grad_vertices"));
+        py::arg("barycentric"), py::arg("workspace"), py::arg("grad_points"),
+        py::arg("grad_vertices"));
+  m.def("bvh_moments", &bvh_moments, py::arg("boxes"), py::arg("first_child"), py::arg("triangles"),
+        py::arg("face_index"), py::arg("moments"));
+  m.def("winding_number", &winding_number, py::arg("points"), py::arg("boxes"),
+        py::arg("first_child"), py::arg("triangles"), py::arg("face_index"), py::arg("moments"),
+        py::arg("beta"), py::arg("workspace"), py::arg("winding"));
+  m.def("cast_rays", &cast_rays, py::arg("origins"), py::arg("directions"), py::arg("boxes"),
+        py::arg("first_child"), py::arg("triangles"), py::arg("face_index"), py::arg("workspace"),
+        py::arg("t"), py::arg("face"), py::arg("barycentric"));
+  m.def("ray_parity", &ray_parity, py::arg("points"), py::arg("directions"), py::arg("boxes"),
+        py::arg("first_child"), py::arg("triangles"), py::arg("face_index"), py::arg("workspace"),
+        py::arg("votes"));
+  m.def("build_bvh_workspace_bytes", FASTSHAPE_WORKSPACE(build_bvh), py::arg("num_faces"));
+  m.def("closest_point_workspace_bytes", FASTSHAPE_WORKSPACE(closest_point), py::arg("num_points"));
+  m.def("closest_point_backward_workspace_bytes", FASTSHAPE_WORKSPACE(closest_point_backward),
+        py::arg("num_points"));
+  m.def("winding_number_workspace_bytes", FASTSHAPE_WORKSPACE(winding_number),
+        py::arg("num_points"));
+  m.def("cast_rays_workspace_bytes", FASTSHAPE_WORKSPACE(cast_rays), py::arg("num_rays"));
+  m.def("ray_parity_workspace_bytes", FASTSHAPE_WORKSPACE(ray_parity), py::arg("num_points"));
 }
 
 }  // namespace fastshape

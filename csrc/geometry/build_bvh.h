@@ -1,6 +1,7 @@
 // Building the hierarchy of bvh.h: an order of the faces, then boxes from the blocks up.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/host_device.h"
@@ -15,12 +16,12 @@ struct BuildBvh {
   int64_t num_vertices;
   int64_t num_faces;  // 1 .. 2^31 - 1
   BvhArrays<T> bvh;
-  // The faces along a Morton curve, as the GPU orders them, instead of by splitting the longest
+  // The faces along a Hilbert curve, as the GPU orders them, instead of by splitting the longest
   // side. For tests: the CPU then builds the GPU's hierarchy, bit for bit.
-  bool morton_order;
+  bool hilbert_order;
 };
 
-constexpr int kMortonBits = 21;  // an axis, for faces
+constexpr int kHilbertBits = 21;  // an axis, for faces
 
 // False if a vertex is missing or not finite: such a face takes no part in any query.
 template <class T>
@@ -96,5 +97,12 @@ namespace cpu {
 template <class T>
 void build_bvh(const BuildBvh<T>& task);
 }  // namespace cpu
+
+namespace cuda {
+size_t build_bvh_workspace_bytes(int64_t num_faces);
+template <class T>
+void build_bvh(const BuildBvh<T>& task, void* workspace, size_t workspace_bytes,
+               cudaStream_t stream);
+}  // namespace cuda
 
 }  // namespace fastshape

@@ -5,7 +5,7 @@
 #include "core/check.h"
 #include "core/parallel.h"
 #include "geometry/build_bvh.h"
-#include "geometry/morton.h"
+#include "geometry/hilbert.h"
 #include "geometry/query_order.h"
 
 namespace fastshape::cpu {
@@ -89,13 +89,13 @@ std::vector<uint32_t> split_order(const BuildBvh<T>& task, const Box<T>& box) {
 }
 
 template <class T>
-std::vector<uint32_t> morton_order(const BuildBvh<T>& task, const Box<T>& box) {
-  const T scale = morton_scale(box.low, box.high, kMortonBits);
+std::vector<uint32_t> hilbert_order(const BuildBvh<T>& task, const Box<T>& box) {
+  const T scale = grid_scale(box.low, box.high, kHilbertBits);
   std::vector<KeyIndex> items(task.num_faces);
   for (int64_t face = 0; face < task.num_faces; ++face)
-    items[face] = {morton_code(face_center(task, face), box.low, scale, kMortonBits),
+    items[face] = {hilbert_code(face_center(task, face), box.low, scale, kHilbertBits),
                    static_cast<uint32_t>(face)};
-  radix_sort(items, 3 * kMortonBits);
+  radix_sort(items, 3 * kHilbertBits);
   std::vector<uint32_t> order(task.num_faces);
   for (int64_t k = 0; k < task.num_faces; ++k) order[k] = items[k].index;
   return order;
@@ -115,7 +115,7 @@ void build_bvh(const BuildBvh<T>& task) {
     if (is_finite(center)) box = join(box, Box<T>{center, center});
   }
   const std::vector<uint32_t> order =
-      task.morton_order ? morton_order(task, box) : split_order(task, box);
+      task.hilbert_order ? hilbert_order(task, box) : split_order(task, box);
 
   const BvhLevels levels = bvh_levels(task.num_faces);
   parallel_for(levels.count[0] * kBvhWidth, 1024, [&](int64_t begin, int64_t end) {

@@ -6,6 +6,7 @@
 // are farther than the best one, hence the slack in the bound.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/host_device.h"
@@ -91,7 +92,8 @@ FASTSHAPE_HOST_DEVICE Real box_distance2(const Vec3<Real>& p, const Vec3<Real>& 
 // are relative to the distance; those relative to the triangle's size are in its box.
 template <class T>
 FASTSHAPE_HOST_DEVICE T search_limit(T distance2) {
-  return smaller(distance2 * (T(1) + T(32) * Limits<T>::kEpsilon), Limits<T>::kMax);
+  const T slack = T(32) * Limits<T>::kEpsilon, largest = Limits<T>::kMax;
+  return smaller(distance2 * (T(1) + slack), largest);
 }
 
 template <class T>
@@ -136,5 +138,12 @@ namespace cpu {
 template <class T>
 void closest_point(const ClosestPoint<T>& task);
 }  // namespace cpu
+
+namespace cuda {
+size_t closest_point_workspace_bytes(int64_t num_points);
+template <class T>
+void closest_point(const ClosestPoint<T>& task, void* workspace, size_t workspace_bytes,
+                   cudaStream_t stream);
+}  // namespace cuda
 
 }  // namespace fastshape

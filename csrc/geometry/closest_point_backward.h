@@ -6,6 +6,7 @@
 // gradient is zero.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/host_device.h"
@@ -56,5 +57,12 @@ namespace cpu {
 template <class T>
 void closest_point_backward(const ClosestPointBackward<T>& task);
 }  // namespace cpu
+
+namespace cuda {
+size_t closest_point_backward_workspace_bytes(int64_t num_points);
+template <class T>
+void closest_point_backward(const ClosestPointBackward<T>& task, void* workspace,
+                            size_t workspace_bytes, cudaStream_t stream);
+}  // namespace cuda
 
 }  // namespace fastshape

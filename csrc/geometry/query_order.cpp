@@ -1,7 +1,7 @@
 #include "geometry/query_order.h"
 
 #include "geometry/bvh.h"
-#include "geometry/morton.h"
+#include "geometry/hilbert.h"
 
 namespace fastshape::cpu {
 
@@ -28,11 +28,11 @@ std::vector<uint32_t> query_order(const T* points, int64_t num_points) {
     const Vec3<T> p = load_point(points, i);
     if (is_finite(p)) box = join(box, Box<T>{p, p});
   }
-  const T scale = morton_scale(box.low, box.high, kBits);
+  const T scale = grid_scale(box.low, box.high, kBits);
   std::vector<KeyIndex> items(num_points);
   parallel_for(num_points, 16384, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      items[i] = {morton_code(load_point(points, i), box.low, scale, kBits),
+      items[i] = {hilbert_code(load_point(points, i), box.low, scale, kBits),
                   static_cast<uint32_t>(i)};
   });
   radix_sort(items, 3 * kBits);

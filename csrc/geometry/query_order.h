@@ -1,11 +1,10 @@
-// The order in which the CPU visits query points: along a Morton curve, so that neighbors in time
+// The order in which the CPU visits query points: along a Hilbert curve, so that neighbors in time
 // share their path through the hierarchy and its cache lines.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "core/check.h"
 #include "core/parallel.h"
 
 namespace fastshape::cpu {
@@ -22,11 +21,9 @@ void radix_sort(std::vector<KeyIndex>& items, int bits);
 template <class T>
 std::vector<uint32_t> query_order(const T* points, int64_t num_points);
 
-// f(order, begin, end) over all points.
+// f(order, begin, end) over all points, fewer than 2^32.
 template <class T, class F>
 void for_points_in_order(const T* points, int64_t num_points, F&& f) {
-  FASTSHAPE_CHECK_VALUE(num_points < int64_t{1} << 32,
-                        "`points` must have fewer than 2^32 rows, got ", num_points);
   const std::vector<uint32_t> order = query_order(points, num_points);
   parallel_for(num_points, 1024, [&](int64_t begin, int64_t end) { f(order.data(), begin, end); });
 }

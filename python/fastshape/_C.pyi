@@ -25,11 +25,11 @@ def farthest_point_sampling(
 def farthest_point_sampling_workspace_bytes(batch: int, total: int, max_length: int, max_num: int) -> int: ...
 
 # geometry
-def bvh_sizes(num_faces: int) -> tuple[int, int]: ...
 def build_bvh(
     vertices: Tensor,
     faces: Tensor,
-    morton_order: bool,
+    hilbert_order: bool,
+    workspace: Tensor | None,
     boxes: Tensor,
     first_child: Tensor,
     triangles: Tensor,
@@ -41,6 +41,7 @@ def closest_point(
     first_child: Tensor,
     triangles: Tensor,
     face_index: Tensor,
+    workspace: Tensor | None,
     distance: Tensor,
     face: Tensor,
     barycentric: Tensor,
@@ -53,6 +54,53 @@ def closest_point_backward(
     faces: Tensor,
     face: Tensor,
     barycentric: Tensor,
+    workspace: Tensor | None,
     grad_points: Tensor,
     grad_vertices: Tensor,
 ) -> None: ...
+def bvh_moments(
+    boxes: Tensor,
+    first_child: Tensor,
+    triangles: Tensor,
+    face_index: Tensor,
+    moments: Tensor,
+) -> None: ...
+def winding_number(
+    points: Tensor,
+    boxes: Tensor,
+    first_child: Tensor,
+    triangles: Tensor,
+    face_index: Tensor,
+    moments: Tensor,
+    beta: float,
+    workspace: Tensor | None,
+    winding: Tensor,
+) -> None: ...
+def cast_rays(
+    origins: Tensor,
+    directions: Tensor,
+    boxes: Tensor,
+    first_child: Tensor,
+    triangles: Tensor,
+    face_index: Tensor,
+    workspace: Tensor | None,
+    t: Tensor,
+    face: Tensor,
+    barycentric: Tensor,
+) -> None: ...
+def ray_parity(
+    points: Tensor,
+    directions: Tensor,
+    boxes: Tensor,
+    first_child: Tensor,
+    triangles: Tensor,
+    face_index: Tensor,
+    workspace: Tensor | None,
+    votes: Tensor,
+) -> None: ...
+def build_bvh_workspace_bytes(num_faces: int) -> int: ...
+def closest_point_workspace_bytes(num_points: int) -> int: ...
+def closest_point_backward_workspace_bytes(num_points: int) -> int: ...
+def winding_number_workspace_bytes(num_points: int) -> int: ...
+def cast_rays_workspace_bytes(num_rays: int) -> int: ...
+def ray_parity_workspace_bytes(num_points: int) -> int: ...

@@ -10,11 +10,6 @@ from fastshape.reference import mesh as reference
 igl = pytest.importorskip("igl")
 
 
-def morton_bvh(vertices, faces):
-    """The GPU's hierarchy, on any device."""
-    return ops.Bvh(vertices, faces, *mesh_ops._build_bvh_op(vertices, faces, True))
-
-
 def query(backend, points, vertices, faces, dtype=torch.float32):
     points, vertices, faces = backend.put(points.to(dtype), vertices.to(dtype), faces)
     return ops.closest_point(points, ops.build_bvh(vertices, faces))
@@ -90,11 +85,13 @@ def test_the_hierarchy_does_not_matter(backend, dtype):
     shape = torus(60, 30)
     vertices, faces, points = backend.put(shape[0].to(dtype), shape[1], query_points(shape).to(dtype))
     expected = ops.closest_point(points, ops.build_bvh(vertices, faces))
-    for got, want in zip(ops.closest_point(points, morton_bvh(vertices, faces)), expected, strict=True):
+    for got, want in zip(
+        ops.closest_point(points, mesh_ops._make_bvh(vertices, faces, True)), expected, strict=True
+    ):
         assert torch.equal(got, want)
     order = torch.randperm(len(points), generator=testing.generator(1)).to(points.device)
     for got, want in zip(
-        ops.closest_point(points[order], morton_bvh(vertices, faces)), expected, strict=True
+        ops.closest_point(points[order], mesh_ops._make_bvh(vertices, faces, True)), expected, strict=True
     ):
         assert torch.equal(got, want[order])
 
@@ -232,8 +229,7 @@ def test_operator(backend):
     points, vertices, faces = backend.put(testing.random_points(20), cube()[0].float(), cube()[1])
     testing.check_operator(mesh_ops._build_bvh_op, vertices, faces, False)
     bvh = ops.build_bvh(vertices, faces)
-    arrays = (bvh.boxes, bvh.first_child, bvh.triangles, bvh.face_index)
-    testing.check_operator(mesh_ops._closest_point_op, points, *arrays)
+    testing.check_operator(mesh_ops._closest_point_op, points, *bvh.arrays)
     result = ops.closest_point(points, bvh)
     testing.check_operator(
         mesh_ops._closest_point_backward_op,

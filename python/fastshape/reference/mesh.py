@@ -44,3 +44,31 @@ def closest_point(points: Tensor, vertices: Tensor, faces: Tensor) -> tuple[Tens
     barycentric = torch.stack([1 - v - w, v, w], -1)
     point = (vertices[faces[face]] * barycentric[..., None]).sum(1)
     return distance2[rows, best].sqrt(), face, barycentric, point
+
+
+def winding_number(points: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:
+    """(Q,): the sum of the faces' solid angles over 4 pi. Van Oosterom and Strackee 1983."""
+    a, b, c = (vertices[faces][None] - points[:, None, None]).unbind(2)  # (Q, F, 3) each
+    la, lb, lc = a.norm(dim=-1), b.norm(dim=-1), c.norm(dim=-1)
+    numerator = (a * torch.linalg.cross(b, c)).sum(-1)
+    denominator = la * lb * lc + (a * b).sum(-1) * lc + (b * c).sum(-1) * la + (c * a).sum(-1) * lb
+    return torch.atan2(numerator, denominator).sum(1) / (2 * torch.pi)
+
+
+def cast_rays(
+    origins: Tensor, directions: Tensor, vertices: Tensor, faces: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """t (Q,), face (Q,), and how many faces each ray crosses (Q,). Moeller and Trumbore 1997."""
+    a, b, c = vertices[faces].unbind(1)
+    ab, ac = (b - a)[None], (c - a)[None]
+    d = directions[:, None].expand(-1, len(faces), -1)
+    from_a = origins[:, None] - a[None]
+    p = torch.linalg.cross(d, ac.expand_as(d))
+    determinant = (ab * p).sum(-1)
+    q = torch.linalg.cross(from_a, ab.expand_as(from_a))
+    v, w = (from_a * p).sum(-1) / determinant, (d * q).sum(-1) / determinant
+    t = (ac * q).sum(-1) / determinant
+    hit = (v >= 0) & (w >= 0) & (v + w <= 1) & (t >= 0)
+    t = torch.where(hit, t, torch.inf)
+    nearest, face = t.min(1)
+    return nearest, torch.where(nearest < torch.inf, face, -1), hit.sum(1)
