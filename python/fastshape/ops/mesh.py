@@ -354,8 +354,8 @@ def winding_number(points: Tensor, bvh: Bvh, *, beta: float = 2.5, exact: bool =
     field.
 
     Reference: Jacobson et al. 2013; Barill et al. 2018, "Fast Winding Numbers for Soups and Clouds",
-    equation 12, with the radius around the faces' vertices in place of their box's; Van Oosterom and
-    Strackee 1983 for the solid angle.
+    equation 12; our radius reaches to the farthest vertex, not to the box's corner, and 2.5 is about as
+    accurate as the 2 that is usual there. Van Oosterom and Strackee 1983 for the solid angle.
     """
     return _winding_number_op(points.detach(), *bvh.arrays, bvh.moments, math.inf if exact else float(beta))
 
