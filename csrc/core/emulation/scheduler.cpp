@@ -163,7 +163,8 @@ Device g_device;
 
 const Device& device() { return g_device; }
 void set_device(const Device& device) {
-  FASTSHAPE_CHECK_VALUE(device.multiprocessors > 0, "`multiprocessors` must be positive, got ",
+  FASTSHAPE_CHECK_VALUE(device.multiprocessors > 0 && device.multiprocessors <= kMaxMultiprocessors,
+                        "`multiprocessors` must lie in 1..", kMaxMultiprocessors, ", got ",
                         device.multiprocessors);
   FASTSHAPE_CHECK_VALUE(device.shared_per_block <= kSharedPerBlock,
                         "`shared_bytes` must be at most ", kSharedPerBlock, ", got ",
@@ -735,8 +736,8 @@ void Engine::check_red_zones(const Block& block) const {
 // Room for the largest group at once: ThreadSanitizer would take the moving of a table for a race
 // with the fibres that read it.
 Engine::Engine() {
-  constexpr size_t kWarps = kMultiprocessors * kThreadsPerMultiprocessor / kWarp;
-  constexpr size_t kBlocks = kMultiprocessors * kBlocksPerMultiprocessor;
+  constexpr size_t kWarps = kMaxMultiprocessors * kThreadsPerMultiprocessor / kWarp;
+  constexpr size_t kBlocks = kMaxMultiprocessors * kBlocksPerMultiprocessor;
   constexpr size_t kClusterWarps = kMaxClusterSize * kMaxBlockThreads / kWarp;
   constexpr size_t kMost = kWarps > kClusterWarps ? kWarps : kClusterWarps;
   fibers_.reserve(kMost * kWarp);

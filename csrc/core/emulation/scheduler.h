@@ -34,6 +34,7 @@ struct Device {
 const Device& device();
 void set_device(const Device& device);  // not meant to be called while kernels run
 
+constexpr int kMaxMultiprocessors = 16;
 constexpr size_t kSharedPerBlock = 227 * 1024;
 constexpr size_t kSharedAlignment = 128;
 constexpr size_t kSharedPerMultiprocessor = 228 * 1024;
