@@ -23,6 +23,8 @@ constexpr int64_t kSortPicks = 32;
 // up.
 constexpr int64_t kSharedLength = int64_t{1} << 17;
 constexpr int kShares = 8;
+// Leaves have one row where a pick has fewer points than this to itself in the end, else kMaxRows.
+constexpr int64_t kSmallLeafShare = 12;
 // A cell of the curve with more points is cut again on its own scale.
 constexpr int64_t kCellPoints = 256;
 
@@ -75,7 +77,7 @@ class CloudSampler {
     if (distances != nullptr) distances[0] = INFINITY;
     if (valid == 1) return;
 
-    Tree tree = shape_tree(count, count <= 24 * valid ? 1 : count <= 48 * valid ? 2 : 4);
+    Tree tree = shape_tree(count, count <= kSmallLeafShare * valid ? 1 : kMaxRows);
     int64_t block_count = 0, list_length = tree.leaves + kFanOut;
     for (int level = 0; level < tree.levels; ++level) {
       block_count += tree.block_count[level];

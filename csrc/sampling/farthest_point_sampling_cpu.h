@@ -12,7 +12,7 @@ namespace fastshape::cpu {
 
 constexpr int kFanOut = 16;
 constexpr int kMaxLevels = 8;
-constexpr int kMaxRows = 4;       // of a leaf; a mask of all its lanes has 64 bits
+constexpr int kMaxRows = 4;  // of a leaf, the other choice is 1; its lanes fill a mask of 64 bits
 constexpr int kMaxTopBlocks = 4;  // a level of so few blocks needs no level above it
 
 struct alignas(64) LeafRow {
@@ -30,7 +30,7 @@ struct alignas(64) Block {
 struct Tree {
   LeafRow* leaf_rows;
   int32_t leaves;
-  int32_t rows;  // per leaf: 1, 2 or 4
+  int32_t rows;  // per leaf: 1 or kMaxRows
   int32_t levels;
   Block* blocks[kMaxLevels];
   int32_t block_count[kMaxLevels];

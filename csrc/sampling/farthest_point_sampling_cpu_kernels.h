@@ -156,13 +156,13 @@ inline void pick_all(const Tree& tree, const float* points, int64_t num, int64_t
 void pick(const Tree& tree, const float* points, int64_t num, int64_t* indices, float* distances) {
   if (tree.rows == 1)
     pick_all<1>(tree, points, num, indices, distances);
-  else if (tree.rows == 2)
-    pick_all<2>(tree, points, num, indices, distances);
   else
-    pick_all<4>(tree, points, num, indices, distances);
+    pick_all<kMaxRows>(tree, points, num, indices, distances);
 }
 
 // ---- Building -----------------------------------------------------------------------------------
+
+constexpr int64_t kAhead = 4;
 
 inline float smallest(Lanes a) { return -largest(broadcast(0.0f) - a); }
 
@@ -184,6 +184,11 @@ inline void build_some_leaves(const Tree& tree, const float* points, const Keyed
     for (int r = 0; r < kRows; ++r) {
       LeafRow& row = rows[r];
       const int64_t begin = (leaf * kRows + r) * kFanOut;
+      // The points lie anywhere in memory: ask for those of some rows ahead.
+      if (begin + (kAhead + 1) * kFanOut <= count)
+        for (int lane = 0; lane < kFanOut; ++lane)
+          __builtin_prefetch(
+              points + 3 * static_cast<int64_t>(items[begin + kAhead * kFanOut + lane].index));
       for (int lane = 0; lane < kFanOut; ++lane) {
         // Lanes past the end repeat the last point, so that they do not widen the box.
         const uint32_t i = items[begin + lane < count ? begin + lane : count - 1].index;
@@ -220,10 +225,8 @@ void build_leaves(const Tree& tree, const float* points, const KeyedPoint* items
   const Query q = make_query(start);
   if (tree.rows == 1)
     build_some_leaves<1>(tree, points, items, count, q, first, last);
-  else if (tree.rows == 2)
-    build_some_leaves<2>(tree, points, items, count, q, first, last);
   else
-    build_some_leaves<4>(tree, points, items, count, q, first, last);
+    build_some_leaves<kMaxRows>(tree, points, items, count, q, first, last);
 }
 
 void build_blocks(const Tree& tree) {

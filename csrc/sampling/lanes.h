@@ -99,57 +99,65 @@ inline float largest(Lanes a) {
 
 #else
 
+// GCC's and Clang's vector types: SSE2 on x86-64, NEON on aarch64.
+using Quad = float __attribute__((vector_size(16), may_alias));
+using UnalignedQuad = float __attribute__((vector_size(16), may_alias, aligned(4)));
+using QuadMask = int32_t __attribute__((vector_size(16)));
+constexpr int kQuads = kLanes / 4;
+
 struct Lanes {
-  float v[kLanes];
+  Quad v[kQuads];
 };
-inline Lanes load(const float* p) {
-  Lanes a;
-  for (int i = 0; i < kLanes; ++i) a.v[i] = p[i];
-  return a;
+
+template <class F>
+inline Lanes for_quads(F f) {
+  return {{f(0), f(1), f(2), f(3)}};
 }
-inline Lanes load_unaligned(const float* p) { return load(p); }
-inline void store(float* p, Lanes a) {
-  for (int i = 0; i < kLanes; ++i) p[i] = a.v[i];
+inline Lanes load(const float* p) {
+  return for_quads([=](int i) { return reinterpret_cast<const Quad*>(p)[i]; });
+}
+inline Lanes load_unaligned(const float* p) {
+  return for_quads(
+      [=](int i) -> Quad { return *reinterpret_cast<const UnalignedQuad*>(p + 4 * i); });
+}
+inline void store(float* p, const Lanes& a) {
+  for (int i = 0; i < kQuads; ++i) reinterpret_cast<Quad*>(p)[i] = a.v[i];
 }
 inline Lanes broadcast(float b) {
-  Lanes a;
-  for (int i = 0; i < kLanes; ++i) a.v[i] = b;
-  return a;
+  return for_quads([=](int) { return Quad{b, b, b, b}; });
 }
-inline Lanes operator+(Lanes a, Lanes b) {
-  for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
-  return a;
+inline Lanes operator+(const Lanes& a, const Lanes& b) {
+  return for_quads([&](int i) { return a.v[i] + b.v[i]; });
 }
-inline Lanes operator-(Lanes a, Lanes b) {
-  for (int i = 0; i < kLanes; ++i) a.v[i] -= b.v[i];
-  return a;
+inline Lanes operator-(const Lanes& a, const Lanes& b) {
+  return for_quads([&](int i) { return a.v[i] - b.v[i]; });
 }
-inline Lanes operator*(Lanes a, Lanes b) {
-  for (int i = 0; i < kLanes; ++i) a.v[i] *= b.v[i];
-  return a;
+inline Lanes operator*(const Lanes& a, const Lanes& b) {
+  return for_quads([&](int i) { return a.v[i] * b.v[i]; });
 }
-inline Lanes lanes_min(Lanes a, Lanes b) {
-  for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
-  return a;
+inline Lanes lanes_min(const Lanes& a, const Lanes& b) {
+  return for_quads([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
-inline Lanes lanes_max(Lanes a, Lanes b) {
-  for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
-  return a;
+inline Lanes lanes_max(const Lanes& a, const Lanes& b) {
+  return for_quads([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
-inline uint32_t less(Lanes a, Lanes b) {
-  uint32_t mask = 0;
-  for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(a.v[i] < b.v[i]) << i;
-  return mask;
+template <class F>
+inline uint32_t set_bits(F compare) {
+  QuadMask bits{};
+  for (int i = 0; i < kQuads; ++i) bits |= compare(i) & (QuadMask{1, 2, 4, 8} << (4 * i));
+  return static_cast<uint32_t>(bits[0] | bits[1] | bits[2] | bits[3]);
 }
-inline uint32_t equal(Lanes a, Lanes b) {
-  uint32_t mask = 0;
-  for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(a.v[i] == b.v[i]) << i;
-  return mask;
+inline uint32_t less(const Lanes& a, const Lanes& b) {
+  return set_bits([&](int i) -> QuadMask { return a.v[i] < b.v[i]; });
 }
-inline float largest(Lanes a) {
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
-  return a.v[0];
+inline uint32_t equal(const Lanes& a, const Lanes& b) {
+  return set_bits([&](int i) -> QuadMask { return a.v[i] == b.v[i]; });
+}
+inline float largest(const Lanes& a) {
+  const Quad low = a.v[0] > a.v[1] ? a.v[0] : a.v[1], high = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
+  const Quad all = low > high ? low : high;
+  const float even = all[0] > all[2] ? all[0] : all[2], odd = all[1] > all[3] ? all[1] : all[3];
+  return even > odd ? even : odd;
 }
 
 #endif
