@@ -14,6 +14,9 @@ from fastshape.geometry.mesh import normalize as normalize
 from fastshape.geometry.metrics import Evaluation as Evaluation
 from fastshape.geometry.metrics import Scores as Scores
 from fastshape.geometry.metrics import evaluate as evaluate
+from fastshape.geometry.render import compare_picture as compare_picture
+from fastshape.geometry.render import render as render
+from fastshape.geometry.render import save_png as save_png
 from fastshape.geometry.sampling import Queries as Queries
 from fastshape.geometry.sampling import SurfaceSamples as SurfaceSamples
 from fastshape.geometry.sampling import sample_queries as sample_queries
