@@ -1,6 +1,8 @@
 """Meshes: reading and writing, normalization, sampling, extraction from fields, comparison, pictures."""
 
 from fastshape.geometry import shapes as shapes
+from fastshape.geometry.distance import DistanceField as DistanceField
+from fastshape.geometry.distance import signed_distance as signed_distance
 from fastshape.geometry.extract import NoSurfaceError as NoSurfaceError
 from fastshape.geometry.extract import extract as extract
 from fastshape.geometry.extract import extract_surface as extract_surface

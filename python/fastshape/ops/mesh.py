@@ -123,8 +123,9 @@ _bvh_moments_op = define(
 
 
 def _make_bvh(vertices: Tensor, faces: Tensor, hilbert_order: bool) -> Bvh:
-    arrays = _build_bvh_op(vertices.detach(), faces, hilbert_order)
-    return Bvh(vertices, faces, *arrays, _bvh_moments_op(*arrays))
+    boxes, first_child, triangles, face_index = _build_bvh_op(vertices.detach(), faces, hilbert_order)
+    moments = _bvh_moments_op(boxes, first_child, triangles, face_index)
+    return Bvh(vertices, faces, boxes, first_child, triangles, face_index, moments)
 
 
 def build_bvh(vertices: Tensor, faces: Tensor) -> Bvh:

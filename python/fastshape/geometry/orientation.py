@@ -1,0 +1,161 @@
+"""Which way the faces of a mesh should be turned, however badly they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastshape import ops
+
+
+def oriented_faces(vertices: Tensor, faces: Tensor) -> Tensor:
+    """The faces, some of them reversed, so that winding numbers mean inside and outside.
+
+    1. Faces that share an edge (of exactly two faces; vertices at equal positions are one, duplicates of a
+       face move together) are turned alike: across the edge they must run in opposite directions. Of the
+       two ways to turn such a component, the one that leaves more of its area as it was is kept.
+    2. A component that lies inside no other is turned so that its volume is positive.
+    3. A component inside others keeps its turn in relation to theirs: a cavity stays a cavity, a solid in a
+       solid stays solid, also where the whole mesh is inside out.
+
+    Args:
+        vertices: (V, 3), float32 or float64, finite.
+        faces: (F, 3), int64.
+
+    Returns:
+        (F, 3) int64: each face as it was, or with its last two vertices exchanged.
+    """
+    if not len(faces):
+        return faces
+    points = vertices.double()
+    corners = points[faces]
+    cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    area = 0.5 * cross.norm(dim=1)
+    component, flip = _components(_welded(points)[faces])
+
+    # Of a component and its reverse, the one that flips less area.
+    balance = area.new_zeros(len(faces)).index_add_(0, component, torch.where(flip, -area, area))
+    flip ^= balance[component] < 0
+
+    def turn(flip: Tensor) -> Tensor:
+        return torch.where(flip[:, None], faces[:, [0, 2, 1]], faces)
+
+    # Volumes about the components' own middles, so that holes matter little.
+    total = torch.zeros_like(area).index_add_(0, component, area).clamp_min(1e-300)
+    weighted = area[:, None] * corners.mean(1)
+    middle = torch.zeros_like(corners[:, 0]).index_add_(0, component, weighted) / total[:, None]
+    relative = (corners - middle[component][:, None]).unbind(1)
+    volume = (relative[0] * torch.linalg.cross(relative[1], relative[2])).sum(1)
+    volume = torch.zeros_like(area).index_add_(0, component, torch.where(flip, -volume, volume))
+    outward = flip ^ (volume[component] < 0)
+
+    if bool((component == component[0]).all()):
+        return turn(outward)
+
+    # Points just outside of each component, over the faces that lie farthest along the axes, either way:
+    # others that hold them all hold the component.
+    size = (points.amax(0) - points.amin(0)).max()
+    normal = torch.nn.functional.normalize(cross, dim=1, eps=1e-300)
+    outside = corners.mean(1) + 1e-6 * size * torch.where(outward[:, None], -normal, normal)
+    roots = component.unique()
+    around_bvh, given_bvh = (ops.build_bvh(points, turn(f)) for f in (outward, flip))
+    enclosed = torch.ones(len(faces), dtype=torch.bool, device=faces.device)
+    inside_out = torch.ones_like(enclosed)
+    for axis in range(3):
+        for descending in (False, True):
+            order = corners[:, :, axis].mean(1).sort(stable=True, descending=descending).indices
+            samples = outside[_last_of_each(component[order], order, len(faces))[roots]]
+            enclosed[roots] &= ops.winding_number(samples, around_bvh) > 0.5
+            inside_out[roots] &= ops.winding_number(samples, given_bvh) < -0.5
+    kept = flip ^ inside_out[component]
+    return turn(torch.where(enclosed[component], kept, outward))
+
+
+def _last_of_each(keys: Tensor, values: Tensor, count: int) -> Tensor:
+    """For every key below ``count`` the last of its values, -1 where there is none."""
+    order = keys.sort(stable=True).indices
+    keys, values = keys[order], values[order]
+    last = torch.ones_like(keys, dtype=torch.bool)
+    last[:-1] = keys[1:] != keys[:-1]
+    return torch.full((count,), -1, dtype=torch.int64, device=keys.device).index_put_(
+        (keys[last],), values[last]
+    )
+
+
+def _welded(points: Tensor) -> Tensor:
+    """(V,) int64: equal numbers for equal positions."""
+    order = torch.arange(len(points), device=points.device)
+    for axis in (2, 1, 0):
+        order = order[points[order, axis].sort(stable=True).indices]
+    ranked = points[order]
+    fresh = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    fresh[1:] = (ranked[1:] != ranked[:-1]).any(1).long()
+    return torch.empty_like(fresh).index_put_((order,), fresh.cumsum(0))
+
+
+def _components(faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Connected components of faces over their two-faced edges.
+
+    Returns:
+        (F,) int64, a face of the component, the same for all of it; (F,) bool, whether the face must be
+        reversed to agree with that one. Around a loop that has no consistent turn (a Moebius strip) some
+        edge stays wrong.
+    """
+    count = len(faces)
+    device = faces.device
+    # Copies of a face, turned either way, follow the first of them.
+    ranked, place = faces.sort(dim=1)
+    odd = (place[:, 0] > place[:, 1]) ^ (place[:, 1] > place[:, 2]) ^ (place[:, 0] > place[:, 2])
+    proper = (ranked[:, 0] != ranked[:, 1]) & (ranked[:, 1] != ranked[:, 2])
+    copies, representative = ranked.unique(dim=0, return_inverse=True)
+    first = torch.full((len(copies),), count, dtype=torch.int64, device=device).scatter_reduce(
+        0, representative, torch.arange(count, device=device), "amin"
+    )[representative]
+    single = proper & (first == torch.arange(count, device=device))
+
+    # Edges of exactly two faces: they agree if one runs up (a < b) and the other down.
+    kept = torch.nonzero(single).flatten()
+    start = faces[kept]
+    end = start.roll(-1, 1)
+    top = int(faces.max()) + 1
+    keys = (torch.minimum(start, end) * top + torch.maximum(start, end)).flatten()
+    up = (start < end).flatten()
+    keys, order = keys.sort(stable=True)
+    same = keys[1:] == keys[:-1]
+    edge = torch.zeros(len(keys), dtype=torch.int64, device=device)
+    edge[1:] = (~same).long().cumsum(0)
+    number = torch.bincount(edge)
+    leads = torch.nonzero(same & (number[edge[:-1]] == 2)).flatten()
+    a, b = order[leads], order[leads + 1]
+    u = torch.cat([kept[a // 3], torch.nonzero(~single & proper).flatten()])
+    v = torch.cat([kept[b // 3], first[~single & proper]])
+    differ = torch.cat([up[a] == up[b], (odd != odd[first])[~single & proper]])
+
+    # Hook larger roots to smaller ones, compress, until no edge joins two roots. The lowest bit is the turn
+    # in relation to the parent.
+    parent = torch.arange(count, device=device)
+    turned = torch.zeros(count, dtype=torch.bool, device=device)
+    while len(u):
+        low, high = torch.minimum(parent[u], parent[v]), torch.maximum(parent[u], parent[v])
+        open_edge = low != high
+        u, v, differ, low, high = (
+            u[open_edge],
+            v[open_edge],
+            differ[open_edge],
+            low[open_edge],
+            high[open_edge],
+        )
+        if not len(u):
+            break
+        code = 2 * low + (differ ^ turned[u] ^ turned[v]).long()
+        hook = torch.full_like(parent, 2 * count).scatter_reduce(0, high, code, "amin")
+        hooked = hook < 2 * count
+        parent = torch.where(hooked, hook // 2, parent)
+        turned = torch.where(hooked, hook % 2 == 1, turned)
+        while True:
+            above = parent[parent]
+            if torch.equal(above, parent):
+                break
+            turned = turned ^ torch.where(parent == above, torch.zeros_like(turned), turned[parent])
+            parent = above
+    return parent, turned
