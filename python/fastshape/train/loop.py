@@ -51,7 +51,8 @@ def train_step(
     """One step of BCE(volume) + near_weight * BCE(near) + kl_weight * KL; returns its parts, detached."""
     with torch.autocast(batch.surface.device.type, torch.bfloat16, enabled=config.bfloat16):
         generator = keyed_generator(config.seed, "posterior", step)
-        logits, posterior = model(batch.surface, batch.queries, generator=generator)
+        sample = config.sample_posterior
+        logits, posterior = model(batch.surface, batch.queries, sample=sample, generator=generator)
     split = (config.volume_queries, config.near_queries)
     parts = {}
     for name, values, targets in zip(

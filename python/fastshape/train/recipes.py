@@ -36,6 +36,7 @@ def vecset_tiny() -> TrainConfig:
         near_queries=1024,
         near_weight=1.0,
         kl_weight=1e-4,
+        sample_posterior=False,
         learning_rate=2e-3,
         warmup_steps=50,
         gradient_clip=1.0,
