@@ -1,8 +1,8 @@
 """Training.
 
-    from fastshape import train
+    from fastshape import geometry, train
 
-    samples = [train.ShapeSamples(surface, volume, volume_occupancy, near, near_occupancy), ...]
+    samples = [train.prepare(geometry.load("mug.stl"))]  # or ShapeSamples of your own points and labels
     model = train.fit_meshes(samples, train.recipes.vecset_tiny(), output_dir="runs/mug")
 
 `fit(config, samples)` is the whole of it; `fit_meshes(samples, recipe, steps=..., seed=...)` takes a recipe
@@ -15,6 +15,7 @@ from fastshape.train import recipes
 from fastshape.train.config import TrainConfig
 from fastshape.train.data import Batch, ShapeSamples, sample_batch
 from fastshape.train.loop import TrainingInterrupted, fit, fit_meshes, learning_rate, train_step
+from fastshape.train.prepare import prepare
 
 __all__ = [
     "Batch",
@@ -24,6 +25,7 @@ __all__ = [
     "fit",
     "fit_meshes",
     "learning_rate",
+    "prepare",
     "recipes",
     "sample_batch",
     "train_step",

@@ -1,0 +1,52 @@
+"""From a mesh to the points that training draws from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastshape.geometry import Mesh, normalize, sample_queries, sample_surface
+from fastshape.ops import build_bvh, winding_number
+from fastshape.train.data import ShapeSamples
+
+
+def prepare(
+    mesh: Mesh,
+    *,
+    num_surface: int = 100_000,
+    num_volume: int = 150_000,
+    num_near: int = 150_000,
+    sigmas: Sequence[float] | None = None,
+    seed: int = 0,
+) -> ShapeSamples:
+    """Samples a mesh, normalized to [-1, 1]^3 by its bounding box, and labels the queries.
+
+    A point is inside where the magnitude of the winding number exceeds one half: the mesh may have holes, and
+    may be oriented either way, but as a whole.
+
+    Args:
+        mesh: a mesh with a surface.
+        num_surface: points on it, uniform by area.
+        num_volume: queries uniform in the cube.
+        num_near: queries near the surface.
+        sigmas: distances of the near queries, see `geometry.sample_queries`; None takes its "vecset" preset.
+        seed: of every draw.
+
+    Returns:
+        Samples for `fit`.
+    """
+    normalized, _ = normalize(mesh)
+    generator = torch.Generator().manual_seed(seed)
+    surface = sample_surface(normalized, num_surface, generator).points
+    queries = sample_queries(normalized, num_volume, num_near, sigmas=sigmas, generator=generator)
+    volume, near = queries.volume, queries.near
+    inside = occupancy(normalized, torch.cat([volume, near]))
+    return ShapeSamples(surface, volume, inside[: len(volume)], near, inside[len(volume) :])
+
+
+def occupancy(mesh: Mesh, points: Tensor) -> Tensor:
+    """Whether points (Q, 3) are inside: |winding number| > 1/2, (Q,) bool."""
+    bvh = build_bvh(mesh.vertices, mesh.faces)
+    return winding_number(points.to(mesh.vertices.dtype), bvh).abs() > 0.5
