@@ -23,6 +23,13 @@ from fastshape.train.checkpoint import CHECKPOINT_FILE
 from fastshape.train.loop import METRICS_FILE, MODEL_DIRECTORY
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These models are too small for more, and more would wait for each other on a busy machine."""
+    with testing.num_threads(1):
+        yield
+
+
 def ball(radius: float = 0.7, seed: int = 0) -> train.ShapeSamples:
     """A ball, labeled by its formula."""
     draw = generator(seed)

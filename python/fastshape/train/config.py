@@ -23,8 +23,8 @@ class TrainConfig:
         balanced: draw half of the volume queries inside and half outside, where a shape has both.
         near_weight: weight of the near queries' loss; the volume's is 1.
         kl_weight: weight of the KL divergence, a mean over tokens and channels.
-        sample_posterior: decode a sample of the posterior; False decodes its mode. A decoder trained on samples
-            alone can be off at the mode where the latents matter little, as they do with very few shapes.
+        sample_posterior: decode a sample of the posterior; False decodes its mode. With very few shapes the
+            latents carry little beside noise, and a decoder that only ever saw noise is off at the mode.
         learning_rate: the peak, reached after `warmup_steps` of linear growth, then a cosine down to
             `final_learning_rate` at the last step.
         weight_decay: of AdamW.

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from fastshape.geometry import Mesh, normalize, sample_queries, sample_surface
-from fastshape.ops import build_bvh, winding_number
+from fastshape.geometry import DistanceField, Mesh, normalize, sample_queries, sample_surface
 from fastshape.train.data import ShapeSamples
 
 
@@ -23,8 +21,8 @@ def prepare(
 ) -> ShapeSamples:
     """Samples a mesh, normalized to [-1, 1]^3 by its bounding box, and labels the queries.
 
-    A point is inside where the magnitude of the winding number exceeds one half: the mesh may have holes, and
-    may be oriented either way, but as a whole.
+    A point is inside by the "auto" rule of `geometry.signed_distance`: the mesh may have holes, overlapping
+    parts and faces that are turned the wrong way.
 
     Args:
         mesh: a mesh with a surface.
@@ -42,11 +40,5 @@ def prepare(
     surface = sample_surface(normalized, num_surface, generator).points
     queries = sample_queries(normalized, num_volume, num_near, sigmas=sigmas, generator=generator)
     volume, near = queries.volume, queries.near
-    inside = occupancy(normalized, torch.cat([volume, near]))
+    inside = DistanceField(normalized).inside(torch.cat([volume, near]))
     return ShapeSamples(surface, volume, inside[: len(volume)], near, inside[len(volume) :])
-
-
-def occupancy(mesh: Mesh, points: Tensor) -> Tensor:
-    """Whether points (Q, 3) are inside: |winding number| > 1/2, (Q,) bool."""
-    bvh = build_bvh(mesh.vertices, mesh.faces)
-    return winding_number(points.to(mesh.vertices.dtype), bvh).abs() > 0.5
