@@ -284,7 +284,7 @@ std::string warp_parts() {
 
 struct RingShared {
   int value;
-  int inbox[64];
+  int inbox[32];
 };
 
 // Each block writes into the next one's memory and reads from all.
@@ -305,14 +305,14 @@ __global__ void ring(int* out) {
 
 std::string cluster() {
   for (unsigned size : {1u, 2u, 4u, 8u, 16u}) {
-    std::vector<int> out(32 * 64), want(out.size());
+    std::vector<int> out(32 * 32), want(out.size());
     for (unsigned i = 0; i < want.size(); ++i) {
-      const unsigned block = i / 64, first = block / size * size,
+      const unsigned block = i / 32, first = block / size * size,
                      before = (block - first + size - 1) % size;
-      want[i] = 1 + static_cast<int>(before * 1000 + i % 64);
+      want[i] = 1 + static_cast<int>(before * 1000 + i % 32);
       for (unsigned j = 0; j < size; ++j) want[i] += static_cast<int>(100 * (first + j));
     }
-    launch_cluster("cluster", ring, size, 32, 64, sizeof(RingShared), kStream, out.data());
+    launch_cluster("cluster", ring, size, 32, 32, sizeof(RingShared), kStream, out.data());
     const std::string wrong = compare("value", out, want);
     if (!wrong.empty()) return wrong + " in clusters of " + std::to_string(size);
   }

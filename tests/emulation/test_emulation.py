@@ -108,7 +108,6 @@ def test_correct_kernels(run, kind, schedule):
         "missing_barrier_ahead",
         "missing_second_barrier",
         "missing_syncwarp",
-        "missing_cluster_sync",
         "missing_fence",
         "race_between_blocks",
     ],
@@ -191,9 +190,10 @@ def test_broken_rules_are_errors(run, kind, case, message, schedule):
     assert "block (" in output
 
 
+@kinds("plain", "address", "thread")
 @pytest.mark.parametrize("schedule", SCHEDULES[:3])
-def test_memory_of_finished_blocks_is_gone(run, schedule):
-    status, output = run("plain", "missing_cluster_sync", schedule)
+def test_memory_of_finished_blocks_is_gone(run, kind, schedule):
+    status, output = run(kind, "missing_cluster_sync", schedule)
     assert status == ERROR, output
     assert "whose threads have all exited" in output
 

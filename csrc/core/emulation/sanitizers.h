@@ -21,6 +21,10 @@
 #endif
 #if defined(FASTSHAPE_SANITIZE_THREAD)
 #include <sanitizer/tsan_interface.h>
+extern "C" void AnnotateIgnoreReadsBegin(const char* file, int line);
+extern "C" void AnnotateIgnoreReadsEnd(const char* file, int line);
+extern "C" void AnnotateIgnoreWritesBegin(const char* file, int line);
+extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
 #define FASTSHAPE_NO_THREAD_SANITIZER __attribute__((no_sanitize_thread))
 #else
 #define FASTSHAPE_NO_THREAD_SANITIZER
@@ -51,6 +55,23 @@ inline void acquires([[maybe_unused]] const void* address) {
   __tsan_acquire(const_cast<void*>(address));
 #endif
 }
+
+// ThreadSanitizer does not see the scope's accesses, memcpy and the like included.
+struct Unseen {
+#if defined(FASTSHAPE_SANITIZE_THREAD)
+  Unseen() {
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  }
+  ~Unseen() {
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  }
+  Unseen(const Unseen&) = delete;
+#else
+  Unseen() {}
+#endif
+};
 
 inline void poison([[maybe_unused]] const void* address, [[maybe_unused]] size_t bytes) {
 #if defined(FASTSHAPE_SANITIZE_ADDRESS)

@@ -42,6 +42,12 @@ constexpr unsigned kThreadsPerMultiprocessor = 2048;
 constexpr unsigned kBlocksPerMultiprocessor = 32;
 constexpr unsigned kMaxBlockThreads = 1024;
 constexpr unsigned kMaxClusterSize = 16;
+// The largest group of co-resident blocks: a whole device in a co-operative launch.
+constexpr size_t kMaxWarps = kMaxMultiprocessors * kThreadsPerMultiprocessor / kWarp;
+static_assert(kMaxWarps * kWarp >= kMaxClusterSize * kMaxBlockThreads);
+
+// Sanitized code has larger frames.
+constexpr size_t kStackBytes = (kAddressSanitizer || kThreadSanitizer) ? 256 * 1024 : 64 * 1024;
 
 enum class Schedule { ascending, descending, random };
 
@@ -132,6 +138,7 @@ struct Block {
 };
 
 class Engine;
+void fiber_main();
 
 struct Fiber {
   Context context = nullptr;
@@ -177,11 +184,18 @@ struct Launch {
   std::atomic<int> engines{0};        // at work now
   std::atomic<bool> failed{false};    // no further groups are started
   std::atomic<uint64_t> finished{0};  // groups
-  char sync = 0;                      // ThreadSanitizer's name for the end of the launch
+  char begun = 0, ended = 0;          // ThreadSanitizer's names for the beginning and the end
 };
 
 // Checks the launch as CUDA does, runs it, and throws RuntimeError where the kernel breaks a rule.
 void run(Launch& launch);
+
+inline uint64_t mix(uint64_t x) {  // splitmix64
+  x += 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
 
 // How many blocks of this shape the emulated device holds at the same time.
 int max_resident_blocks(unsigned threads, size_t shared_bytes);
@@ -196,6 +210,11 @@ class Engine {
   // exited.
   void run_group(Launch& launch, uint64_t group, unsigned blocks);
 
+  // Another launch comes, perhaps at the same address.
+  void forget_launch() { launch_ = nullptr; }
+  // Of all engines, under ThreadSanitizer; it follows about 8000.
+  static int live_fibers() { return live_fibers_; }
+
   // ---- Called by the running fibre ----
   int block_barrier(Operation operation, bool predicate, Site site);
   void cluster_arrive(Site site);
@@ -209,8 +228,6 @@ class Engine {
   void* shared_pointer(size_t offset, size_t bytes, size_t alignment, Site site);
   void* map_shared(const void* pointer, unsigned rank, Site site);
 
-  void forget_launch() { launch_ = nullptr; }
-
   bool random() const { return schedule_ == Schedule::random; }
   const Launch& launch() const { return *launch_; }
   FASTSHAPE_NO_THREAD_SANITIZER void progress() { idle_spins_ = 0; }
@@ -222,8 +239,8 @@ class Engine {
   // Before and after a group.
   void prepare(Launch& launch, unsigned blocks);
   void start_block(unsigned number, uint64_t linear);
-  void reset_fibers();
-  void make_stacks(size_t count);
+  void make_fibers(size_t count);
+  void drop_fibers();
   void make_arenas(size_t count);
   void start_shared(Block& block);
   void end_shared(Block& block);
@@ -268,13 +285,10 @@ class Engine {
   std::vector<Block> blocks_;
   std::vector<Cluster> clusters_;
   std::vector<uint64_t> ready_warps_;
-  bool fibers_dirty_ = true;  // suspended in the middle of a kernel, or of another shape
 
   char* stacks_ = nullptr;
-  size_t stack_count_ = 0;
   char* arenas_ = nullptr;
   size_t arena_count_ = 0;
-  size_t arena_stride_ = 0;
 
   Context main_ = nullptr;  // the caller of run_group
   bool resumed_by_main_ = false;
@@ -282,6 +296,10 @@ class Engine {
   const void* main_stack_ = nullptr;
   size_t main_stack_bytes_ = 0;
   void* main_tsan_ = nullptr;
+  // ThreadSanitizer's names for the ends of this group and of the one before it.
+  char sync_[2];
+  unsigned turn_ = 0;
+  static std::atomic<int> live_fibers_;
 };
 
 // The running fibre. Valid inside kernels only. Initial-exec: one instruction instead of a call,
