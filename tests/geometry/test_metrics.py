@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from fastshape.geometry import Mesh, SurfaceSamples, evaluate, shapes
-from fastshape.geometry.metrics import compare_samples
-
-pytest.importorskip("scipy")
+from fastshape.geometry.metrics import _nearest, compare_samples
 
 
 def test_scores_by_hand() -> None:
@@ -23,6 +21,17 @@ def test_scores_by_hand() -> None:
     assert scores.fscore == pytest.approx({0.05: 0.0, 0.2: 2 * 1 * 0.5 / 1.5})
     assert scores.normal_consistency == pytest.approx(1)
     assert scores.signed_normal_consistency == pytest.approx(-1)
+
+
+def test_nearest_points_are_those_of_a_table() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points, targets = (torch.rand(300, 3, generator=generator) for _ in range(2))
+    targets[200] = targets[3]
+    distance, index = _nearest(points, targets)
+    table = torch.cdist(points.double(), targets.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(distance, table.amin(1))
+    assert torch.equal(index, table.argmin(1))
+    assert 200 not in index
 
 
 def test_a_perfect_prediction_scores_the_floor() -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastshape.geometry.mesh import Mesh, normalize
-from fastshape.geometry.optional import require
 from fastshape.geometry.sampling import SurfaceSamples, sample_surface
 from fastshape.ops import build_bvh, closest_point
 
@@ -73,10 +72,12 @@ class Evaluation:
 
 
 def _nearest(points: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance (N,) float64 and row (N,) of the nearest target of each point."""
-    tree = require("scipy.spatial", "geom", "comparing surfaces").cKDTree(targets.double().numpy())
-    distance, index = tree.query(points.double().numpy(), workers=torch.get_num_threads())
-    return torch.from_numpy(distance), torch.from_numpy(index)
+    """Distance (N,) float64 and row (N,) of the nearest target of each point, ties to the lowest row."""
+    corners = (
+        torch.arange(len(targets))[:, None].expand(-1, 3).contiguous()
+    )  # every target is a face of no size
+    found = closest_point(points.double().contiguous(), build_bvh(targets.double().contiguous(), corners))
+    return found.distance, found.face
 
 
 def _distance_to_surface(points: Tensor, mesh: Mesh) -> float:

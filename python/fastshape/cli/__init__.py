@@ -1,0 +1,3 @@
+"""The `fastshape` command."""
+
+from fastshape.cli.app import main as main

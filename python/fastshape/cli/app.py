@@ -1,0 +1,149 @@
+"""Arguments, errors and exit codes of the `fastshape` command.
+
+Every error that a user can cause is one line on stderr and exit code 2; Ctrl-C is 130. Anything else is a
+mistake of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from fastshape import __version__
+
+_TRAINS = (
+    "Without --model a small model is first trained on these very meshes (minutes, on a CPU): that shows how "
+    "well the tokens can hold these shapes, not how a model does on shapes that it never saw."
+)
+
+
+class CommandError(Exception):
+    """What the user has to know and do, in one line."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="fastshape", description="3D shapes to latent tokens and back.")
+    top.add_argument("--version", action="version", version=f"fastshape {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    reconstruct = commands.add_parser(
+        "reconstruct",
+        help="meshes to tokens and back",
+        description=f"Takes meshes through an autoencoder and compares the results with them. {_TRAINS}",
+    )
+    reconstruct.add_argument("input", nargs="+", metavar="IN", help="OBJ, PLY, STL, OFF, GLB or glTF files")
+    reconstruct.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="the mesh to write (its extension is the format), a .png goes beside it; or a directory",
+    )
+    reconstruct.add_argument(
+        "--up", choices=("y", "z"), help="vertical axis in the picture; y for glTF, else z"
+    )
+    _add_common(reconstruct)
+
+    demo = commands.add_parser(
+        "demo",
+        help="procedural solids to tokens and back; needs no file",
+        description=f"Makes a few procedural solids and does with them what `reconstruct` does. {_TRAINS}",
+    )
+    demo.add_argument(
+        "-o", "--output", default="fastshape-demo", metavar="DIR", help="default: fastshape-demo"
+    )
+    demo.add_argument(
+        "--shapes",
+        nargs="+",
+        default=["gear", "knot", "csg-12"],
+        metavar="NAME",
+        help="torus, plate, ... (see `fastshape info`), or csg-SEED; default: gear knot csg-12",
+    )
+    _add_common(demo)
+
+    commands.add_parser("info", help="what this build and this machine have", description="What is here.")
+    return top
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="DIR", help="a trained model: a directory or a hub id")
+    command.add_argument(
+        "--steps", type=_at_least(1), metavar="N", help="training steps; default: the recipe's"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of every random choice; default: 0"
+    )
+    command.add_argument(
+        "--resolution",
+        type=_at_least(8),
+        default=128,
+        metavar="R",
+        help="points of the extraction lattice along an axis; default: 128",
+    )
+    command.add_argument(
+        "--tokens", type=_at_least(1), metavar="M", help="latent tokens; default: the model's"
+    )
+    command.add_argument(
+        "--resume", metavar="DIR", help="keep the training run in DIR, going on from what is there"
+    )
+    command.add_argument("--no-picture", action="store_true", help="write no PNG")
+
+
+def _at_least(least: int) -> type[int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        return value
+
+    return number  # type: ignore[return-value]
+
+
+def command_line(options: argparse.Namespace) -> str:
+    """The shell command that gives these options, without --resume."""
+    words = ["fastshape", options.command, *getattr(options, "input", []), "-o", options.output]
+    defaults = parser().parse_args(
+        [options.command, *(["-", "-o-"] if options.command == "reconstruct" else [])]
+    )
+    for name in ("shapes", "up", "model", "steps", "seed", "resolution", "tokens"):
+        value = getattr(options, name, None)
+        if value != getattr(defaults, name, None):
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    if options.no_picture:
+        words.append("--no-picture")
+    return shlex.join(words)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        importlib.import_module(f"fastshape.cli.{options.command}").run(options)
+    except KeyboardInterrupt as error:
+        print(f"fastshape: {error if str(error) else 'interrupted'}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = _user_error(error)
+        if message is None:
+            raise
+        print(f"fastshape: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _user_error(error: Exception) -> str | None:
+    """The line to print for an error that the user can mend; None for one of ours."""
+    if isinstance(error, ImportError) and "pip install" in str(error):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    from fastshape.geometry import MeshError, NoSurfaceError
+    from fastshape.models import CheckpointError
+
+    if isinstance(error, CommandError | MeshError | NoSurfaceError | CheckpointError | FloatingPointError):
+        return " ".join(str(error).splitlines())
+    return None

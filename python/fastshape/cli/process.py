@@ -1,0 +1,183 @@
+"""What `reconstruct` and `demo` share: train if need be, reconstruct, report, draw."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fastshape import train
+from fastshape.cli.app import CommandError, command_line
+from fastshape.geometry import DistanceField, Mesh, normalize, save
+from fastshape.geometry.optional import require
+from fastshape.geometry.render import compare_picture
+from fastshape.models import VecSetVAE
+from fastshape.pipelines import Reconstruction, reconstruct
+
+RECIPE = "vecset-tiny"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One mesh, where its reconstruction goes, and which axis is up in its picture."""
+
+    name: str
+    mesh: Mesh
+    output: Path
+    up: Literal["y", "z"] = "z"
+
+    @property
+    def picture(self) -> Path:
+        return self.output.with_suffix(".png")
+
+
+def process(tasks: Sequence[Task], options: argparse.Namespace, run_dir: Path) -> list[Reconstruction]:
+    """Reconstruct every task, write the meshes and pictures, print the table.
+
+    Progress and notes go to stderr, the table to stdout.
+
+    Args:
+        tasks: one or more.
+        options: of the command line.
+        run_dir: where the training run is kept; removed at the end unless --resume names it.
+    """
+    console = Console(stderr=True, highlight=False)
+    require("skimage.measure", "demo", "extracting a surface")  # before the training, not after it
+    if not options.no_picture:
+        require("PIL.Image", "demo", "drawing a picture")
+    for task in tasks:
+        for note in task.mesh.notes:
+            console.print(f"{task.name}: {note}", style="yellow", markup=False)
+
+    stages: dict[str, float] = {}
+    if options.model:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = VecSetVAE.from_pretrained(options.model, device=device)
+    else:
+        model = _train(tasks, options, run_dir, stages, console)
+
+    results = []
+    for task in tasks:
+        with console.status(f"{task.name}: reconstructing"):
+            result = reconstruct(
+                task.mesh, model, resolution=options.resolution, num_tokens=options.tokens, seed=options.seed
+            )
+        save(result.mesh, task.output)
+        results.append(result)
+        if not options.no_picture:
+            with console.status(f"{task.name}: drawing"):
+                begin = time.perf_counter()
+                _draw(task, result)
+                stages["draw"] = stages.get("draw", 0.0) + time.perf_counter() - begin
+    Console(highlight=False).print(report(tasks, results, stages))
+    for task in tasks:
+        files = [str(task.output)] if options.no_picture else [str(task.output), str(task.picture)]
+        console.print(f"wrote {' and '.join(files)}", soft_wrap=True, markup=False)
+    if options.resume is None:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    return results
+
+
+def _train(
+    tasks: Sequence[Task],
+    options: argparse.Namespace,
+    run_dir: Path,
+    stages: dict[str, float],
+    console: Console,
+) -> VecSetVAE:
+    begin = time.perf_counter()
+    with console.status("preparing: signed distances of the training points"):
+        samples = [_prepare(task, options.seed, console) for task in tasks]
+    stages["prepare"] = time.perf_counter() - begin
+    what = tasks[0].name if len(tasks) == 1 else f"these {len(tasks)} shapes"
+    console.print(
+        f"no --model given: training {RECIPE} on {what}, for {what} only", soft_wrap=True, markup=False
+    )
+    begin = time.perf_counter()
+    try:
+        model = train.fit_meshes(
+            samples,
+            RECIPE,
+            steps=options.steps,
+            seed=options.seed,
+            output_dir=run_dir,
+            resume=options.resume is not None,
+        )
+    except train.TrainingInterrupted as stopped:
+        done = str(stopped).split(";")[0]
+        raise KeyboardInterrupt(f"{done}; to go on: {command_line(options)} --resume {run_dir}") from None
+    stages["train"] = time.perf_counter() - begin
+    return model
+
+
+def _prepare(task: Task, seed: int, console: Console) -> train.ShapeSamples:
+    try:
+        samples = train.prepare(task.mesh, seed=seed)
+    except ValueError as error:
+        raise CommandError(f"{task.name}: {error}; give a closed mesh") from None
+    field = DistanceField(normalize(task.mesh)[0])
+    doubt = float(field.doubt(samples.volume[:8192]).double().mean())
+    if doubt > 0.01:
+        console.print(
+            f"{task.name}: inside or outside is in doubt for {doubt:.0%} of its box; expect holes or webs",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
+    return samples
+
+
+def _draw(task: Task, result: Reconstruction) -> None:
+    assert result.evaluation is not None
+    scores, floor = result.evaluation.scores, result.evaluation.floor
+    left = f"{task.name}\n{task.mesh.num_faces:,} faces"
+    right = (
+        f"from {result.num_tokens} tokens, {result.num_bytes / 1024:.1f} KiB\n"
+        f"CD-L1 {scores.chamfer_l1:.4f} (floor {floor.chamfer_l1:.4f}), F@.02 {scores.fscore[0.02]:.3f}"
+    )
+    compare_picture([(left, task.mesh), (right, result.mesh)], task.picture, up=task.up)
+
+
+def report(tasks: Sequence[Task], results: Sequence[Reconstruction], stages: dict[str, float]) -> Table:
+    """One row per shape; what they share, in seconds, stands below."""
+    shared = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="floor: the input sampled twice; lengths where its longest side is 2; times in seconds\n"
+        + shared,
+        caption_justify="left",
+    )
+    table.add_column("shape", overflow="fold", min_width=8)
+    for name in ("tokens", "bytes", "encode", "decode", "extract", "CD-L1", "floor", "F@.02", "floor"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for task, result in zip(tasks, results, strict=True):
+        assert result.evaluation is not None
+        scores, floor = result.evaluation.scores, result.evaluation.floor
+        table.add_row(
+            task.name,
+            str(result.num_tokens),
+            str(result.num_bytes),
+            *(f"{result.seconds[name]:.2f}" for name in ("encode", "decode", "extract")),
+            *(f"{value:.4f}" for value in (scores.chamfer_l1, floor.chamfer_l1)),
+            *(f"{value:.3f}" for value in (scores.fscore[0.02], floor.fscore[0.02])),
+        )
+    return table
+
+
+def ensure_directory(path: Path) -> None:
+    """Make a directory, or say in one line why not."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise CommandError(f"{path}: expected a directory to write to, but a file is in the way") from None
