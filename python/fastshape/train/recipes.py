@@ -10,13 +10,14 @@ from fastshape.train.config import TrainConfig
 
 
 def vecset_tiny() -> TrainConfig:
-    """Fits a small VecSet autoencoder to one shape, or a handful, in about two minutes on one CPU core.
+    """Fits a small VecSet autoencoder to one shape, or a handful, in about a minute of one CPU core.
 
     It OVERFITS by design: the model knows the shapes that it was trained on and no others. With k shapes give
     it more steps, up to k times as many.
 
-    Two options of the architecture make it learn fast: four heads in the cross-attentions instead of one, and
-    the feed-forward layer after the query cross-attention.
+    What makes it learn fast, beside its size: sixteen heads in the cross-attentions instead of one, the
+    feed-forward layer after the query cross-attention, near queries that weigh as much as the volume's, and
+    decoding the mode of the posterior, not samples.
     """
     return TrainConfig(
         model=VecSetConfig(
@@ -24,20 +25,20 @@ def vecset_tiny() -> TrainConfig:
             depth=2,
             heads=2,
             head_dim=32,
-            cross_heads=4,
+            cross_heads=16,
             num_latents=64,
             num_inputs=1024,
             latent_dim=16,
             decoder_feed_forward=True,
             drop_path=0.0,
         ),
-        steps=2000,
-        volume_queries=1024,
-        near_queries=1024,
+        steps=1200,
+        volume_queries=512,
+        near_queries=1536,
         near_weight=1.0,
         kl_weight=1e-4,
         sample_posterior=False,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         warmup_steps=50,
         gradient_clip=1.0,
         num_threads=1,
