@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -271,3 +274,31 @@ def test_wrong_inputs():
         ops.closest_point(points[:, :2].contiguous(), bvh)
     with pytest.raises(ValueError, match="`points` must be contiguous"):
         ops.closest_point(points.T.contiguous().T, bvh)
+
+
+_MEMORY = """
+import sys, torch
+from fastshape import ops
+def kilobytes(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+vertices, faces, points = torch.load(sys.argv[1])
+ops.closest_point(points[:10], ops.build_bvh(vertices, faces[:100]))  # what loads once
+before = kilobytes("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+bvh = ops.build_bvh(vertices, faces)
+ops.closest_point(points, bvh)
+ops.winding_number(points, bvh)
+print((kilobytes("VmHWM") - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_of_half_a_million_faces(tmp_path):
+    """Peak resident memory above the mesh and the points, outputs for 500,000 points (22 MB) included."""
+    vertices, faces = torus(1000, 250)
+    points = testing.random_points(500_000)
+    torch.save((vertices.float(), faces, points), tmp_path / "mesh.pt")
+    run = [sys.executable, "-c", _MEMORY, str(tmp_path / "mesh.pt")]
+    megabytes = float(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    assert megabytes < 150

@@ -114,8 +114,8 @@ def signed_distance(
         points: (Q, 3), float32 or float64, contiguous.
         sign: the rule.
         return_quality: also return the share of points whose sign is in doubt: winding number and parity
-            differ, or the winding number's absolute value lies between 0.2 and 0.8. Above 0.01 the mesh has no
-            clear inside; consider :func:`fastshape.geometry.watertight`.
+            differ, or the winding number's absolute value lies between 0.2 and 0.8. Above 0.01 the mesh has
+            no clear inside; consider :func:`fastshape.geometry.watertight`.
 
     Returns:
         (Q,), dtype of ``points``; NaN for points that are not finite. With ``return_quality`` a pair.

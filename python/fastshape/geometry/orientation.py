@@ -31,7 +31,7 @@ def oriented_faces(vertices: Tensor, faces: Tensor) -> Tensor:
     corners = points[faces]
     cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = 0.5 * cross.norm(dim=1)
-    component, flip = _components(_welded(points)[faces])
+    component, flip = _components(_row_numbers(points)[faces])
 
     # Of a component and its reverse, the one that flips less area.
     balance = area.new_zeros(len(faces)).index_add_(0, component, torch.where(flip, -area, area))
@@ -82,13 +82,16 @@ def _last_of_each(keys: Tensor, values: Tensor, count: int) -> Tensor:
     )
 
 
-def _welded(points: Tensor) -> Tensor:
-    """(V,) int64: equal numbers for equal positions."""
-    order = torch.arange(len(points), device=points.device)
+def _row_numbers(rows: Tensor) -> Tensor:
+    """(N,) int64: equal numbers for equal rows of (N, 3), ascending with the rows.
+
+    Several times faster than ``torch.unique(dim=0)``.
+    """
+    order = torch.arange(len(rows), device=rows.device)
     for axis in (2, 1, 0):
-        order = order[points[order, axis].sort(stable=True).indices]
-    ranked = points[order]
-    fresh = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+        order = order[rows[order, axis].sort(stable=True).indices]
+    ranked = rows[order]
+    fresh = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     fresh[1:] = (ranked[1:] != ranked[:-1]).any(1).long()
     return torch.empty_like(fresh).index_put_((order,), fresh.cumsum(0))
 
@@ -107,11 +110,10 @@ def _components(faces: Tensor) -> tuple[Tensor, Tensor]:
     ranked, place = faces.sort(dim=1)
     odd = (place[:, 0] > place[:, 1]) ^ (place[:, 1] > place[:, 2]) ^ (place[:, 0] > place[:, 2])
     proper = (ranked[:, 0] != ranked[:, 1]) & (ranked[:, 1] != ranked[:, 2])
-    copies, representative = ranked.unique(dim=0, return_inverse=True)
-    first = torch.full((len(copies),), count, dtype=torch.int64, device=device).scatter_reduce(
-        0, representative, torch.arange(count, device=device), "amin"
-    )[representative]
-    single = proper & (first == torch.arange(count, device=device))
+    number = torch.arange(count, device=device)
+    copies = _row_numbers(ranked)
+    first = torch.full_like(number, count).scatter_reduce(0, copies, number, "amin")[copies]
+    single = proper & (first == number)
 
     # Edges of exactly two faces: they agree if one runs up (a < b) and the other down.
     kept = torch.nonzero(single).flatten()
@@ -124,8 +126,7 @@ def _components(faces: Tensor) -> tuple[Tensor, Tensor]:
     same = keys[1:] == keys[:-1]
     edge = torch.zeros(len(keys), dtype=torch.int64, device=device)
     edge[1:] = (~same).long().cumsum(0)
-    number = torch.bincount(edge)
-    leads = torch.nonzero(same & (number[edge[:-1]] == 2)).flatten()
+    leads = torch.nonzero(same & (torch.bincount(edge)[edge[:-1]] == 2)).flatten()
     a, b = order[leads], order[leads + 1]
     u = torch.cat([kept[a // 3], torch.nonzero(~single & proper).flatten()])
     v = torch.cat([kept[b // 3], first[~single & proper]])
@@ -133,7 +134,7 @@ def _components(faces: Tensor) -> tuple[Tensor, Tensor]:
 
     # Hook larger roots to smaller ones, compress, until no edge joins two roots. The lowest bit is the turn
     # in relation to the parent.
-    parent = torch.arange(count, device=device)
+    parent = number
     turned = torch.zeros(count, dtype=torch.bool, device=device)
     while len(u):
         low, high = torch.minimum(parent[u], parent[v]), torch.maximum(parent[u], parent[v])
