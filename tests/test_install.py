@@ -125,6 +125,10 @@ print(ops.farthest_point_sampling(points, 3).tolist())
     assert indices == "[[0, 4, 3]]"
 
 
+def test_command(python: Path, tmp_path: Path) -> None:
+    assert "reconstruct" in run(python.parent / "fastshape", "--help", cwd=tmp_path)
+
+
 def test_cpp_consumer(python: Path, tmp_path: Path) -> None:
     folder = run(python, "-m", "fastshape", "--cmake-dir", cwd=tmp_path).strip()
     source = tmp_path / "consumer"
