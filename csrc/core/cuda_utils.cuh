@@ -292,7 +292,7 @@ __device__ __forceinline__ void spin_wait() {}
 
 namespace detail {
 __device__ __forceinline__ void check_cooperative() {}  // the emulation's checks
-}
+}  // namespace detail
 
 }  // namespace fastshape::cuda
 
