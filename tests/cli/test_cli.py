@@ -61,13 +61,16 @@ def test_reconstruct_writes_the_mesh_and_the_picture(capsys, tmp_path, torus, ba
     if image:
         pytest.importorskip("PIL")
     output = tmp_path / "new" / "out.obj"
+    (tmp_path / "new" / "out.run").mkdir(parents=True)
+    (tmp_path / "new" / "out.run" / "mine.txt").write_text("not ours to delete")
     options = [] if image else ["--no-picture"]
     words = ["reconstruct", torus, "-o", output, "--steps", 2, "--resolution", 24, "--tokens", 16, *options]
     code, out, err = run_main(capsys, *words)
     assert code == 0, err
     assert geometry.load(output).num_faces > 0
-    expected = ["out.obj", "out.png"] if image else ["out.obj"]
+    expected = ["out.obj", "out.png", "out.run"] if image else ["out.obj", "out.run"]
     assert sorted(entry.name for entry in output.parent.iterdir()) == expected
+    assert [entry.name for entry in (tmp_path / "new" / "out.run").iterdir()] == ["mine.txt"]
     assert "torus" in out
     assert "CD-L1" in out
     assert "wrote" in err

@@ -59,6 +59,18 @@ def test_a_shifted_prediction_scores_its_shift() -> None:
     assert result.scores.fscore[0.02] < 0.5
 
 
+def test_volume_iou_is_that_of_the_solids() -> None:
+    corners = torch.tensor([[x, y, z] for x in (0.0, 1) for y in (0.0, 1) for z in (0.0, 1)])
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    faces = torch.tensor([t for a, b, c, d in quads for t in ((a, b, c), (a, c, d))])
+    cube = Mesh(corners, faces)
+    half = Mesh(corners * torch.tensor([0.5, 1, 1]), faces)
+    result = evaluate(half, cube, num_samples=100, num_volume_samples=20_000)
+    assert result.volume_iou == pytest.approx(0.5, abs=0.02)
+    assert evaluate(cube, cube, num_samples=100, num_volume_samples=1000).volume_iou == 1
+    assert evaluate(cube, cube, num_samples=100).volume_iou is None
+
+
 def test_the_box_is_the_targets() -> None:
     mesh = shapes.torus()
     far = Mesh(mesh.vertices.double() * 1e-3 + 50, mesh.faces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -65,6 +66,27 @@ def process(tasks: Sequence[Task], options: argparse.Namespace, run_dir: Path) -
     else:
         model = _train(tasks, options, run_dir, stages, console)
 
+    try:
+        results = _reconstruct(tasks, model, options, stages, console)
+    except KeyboardInterrupt:
+        again = f"; to go on: {command_line(options)} --resume {run_dir}" if run_dir.is_dir() else ""
+        raise KeyboardInterrupt(f"interrupted{again}") from None
+    Console(highlight=False).print(report(tasks, results, stages))
+    for task in tasks:
+        files = [str(task.output)] if options.no_picture else [str(task.output), str(task.picture)]
+        console.print(f"wrote {' and '.join(files)}", soft_wrap=True, markup=False)
+    if options.resume is None and not options.model:
+        _remove_run(run_dir)
+    return results
+
+
+def _reconstruct(
+    tasks: Sequence[Task],
+    model: VecSetVAE,
+    options: argparse.Namespace,
+    stages: dict[str, float],
+    console: Console,
+) -> list[Reconstruction]:
     results = []
     for task in tasks:
         with console.status(f"{task.name}: reconstructing"):
@@ -78,13 +100,16 @@ def process(tasks: Sequence[Task], options: argparse.Namespace, run_dir: Path) -
                 begin = time.perf_counter()
                 _draw(task, result)
                 stages["draw"] = stages.get("draw", 0.0) + time.perf_counter() - begin
-    Console(highlight=False).print(report(tasks, results, stages))
-    for task in tasks:
-        files = [str(task.output)] if options.no_picture else [str(task.output), str(task.picture)]
-        console.print(f"wrote {' and '.join(files)}", soft_wrap=True, markup=False)
-    if options.resume is None:
-        shutil.rmtree(run_dir, ignore_errors=True)
     return results
+
+
+def _remove_run(run_dir: Path) -> None:
+    """Delete what a training run wrote, and the directory if nothing else is in it."""
+    shutil.rmtree(run_dir / "model", ignore_errors=True)
+    for name in ("checkpoint.safetensors", "metrics.jsonl"):
+        (run_dir / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        run_dir.rmdir()
 
 
 def _train(
@@ -107,7 +132,7 @@ def _train(
         model = train.fit_meshes(
             samples,
             RECIPE,
-            steps=options.steps,
+            steps=options.steps or train.recipes.get(RECIPE).steps * len(tasks),
             seed=options.seed,
             output_dir=run_dir,
             resume=options.resume is not None,
@@ -158,7 +183,7 @@ def report(tasks: Sequence[Task], results: Sequence[Reconstruction], stages: dic
         caption="seconds; CD-L1 in a box of side 2; floor: the input against itself\n" + shared,
         caption_justify="left",
     )
-    table.add_column("shape", overflow="ellipsis", no_wrap=True, min_width=14)
+    table.add_column("shape", overflow="fold")
     for name in ("tokens", "bytes", "enc", "dec", "extract", "CD-L1", "floor", "F@.02", "floor"):
         table.add_column(name, justify="right", no_wrap=True)
     for task, result in zip(tasks, results, strict=True):

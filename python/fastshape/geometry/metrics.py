@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastshape.geometry.distance import DistanceField
 from fastshape.geometry.mesh import Mesh, normalize
 from fastshape.geometry.sampling import SurfaceSamples, sample_surface
 from fastshape.ops import build_bvh, closest_point
@@ -119,6 +120,7 @@ def evaluate(
     thresholds: Sequence[float] = (0.001, 0.005, 0.01, 0.02),
     seed: int = 0,
     normalized: bool = False,
+    num_volume_samples: int = 0,
 ) -> Evaluation:
     """Compare two surfaces by points drawn uniformly from both.
 
@@ -133,6 +135,8 @@ def evaluate(
         thresholds: distances of the F-scores.
         seed: the same seed gives the same result.
         normalized: the meshes are in the wanted box already; leave them where they are.
+        num_volume_samples: points drawn in [-1, 1]^3 for the volume IoU; 0 leaves it out. Inside is where
+            `signed_distance` is negative.
 
     Raises:
         ValueError: a mesh without surface.
@@ -140,6 +144,13 @@ def evaluate(
     if not normalized:
         target, normalization = normalize(target)
         prediction = normalization.apply_mesh(prediction)
+    iou = None
+    if num_volume_samples:
+        generator = torch.Generator().manual_seed(3 * seed)
+        points = torch.rand(num_volume_samples, 3, generator=generator) * 2 - 1
+        inside = [DistanceField(mesh, dtype=points.dtype).inside(points) for mesh in (prediction, target)]
+        union = int((inside[0] | inside[1]).sum())
+        iou = int((inside[0] & inside[1]).sum()) / union if union else 1.0
     drawn = []
     for stream, mesh in enumerate((prediction, target, target)):
         generator = torch.Generator().manual_seed(3 * seed + stream)
@@ -149,6 +160,7 @@ def evaluate(
         floor=compare_samples(drawn[2], drawn[1], thresholds),
         prediction_to_surface=_distance_to_surface(drawn[0].points, target),
         target_to_surface=_distance_to_surface(drawn[1].points, prediction),
+        volume_iou=iou,
         num_samples=num_samples,
         seed=seed,
         box="as given" if normalized else "target in [-1, 1]^3 by its bounding box",
