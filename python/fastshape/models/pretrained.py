@@ -147,7 +147,7 @@ class PretrainedModel(nn.Module):
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Writes `model.safetensors`, then `config.json`, into the directory `path` (made if need be)."""
         directory = Path(path)
-        write_safetensors(directory / WEIGHTS_FILE, self.state_dict())
+        write_safetensors(directory / WEIGHTS_FILE, self.state_dict(), {"format": "pt"})
         description = {
             "model": type(self).__name__,
             "format_version": FORMAT_VERSION,
