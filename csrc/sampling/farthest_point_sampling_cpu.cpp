@@ -16,7 +16,7 @@ namespace fastshape::cpu {
 namespace {
 
 // Below these sorting costs more than it saves.
-constexpr int64_t kSortLength = 512;
+constexpr int64_t kSortLength = 256;
 constexpr int64_t kSortPicks = 32;
 // From here on the threads share the sorting and building of one cloud. The picks follow each other
 // too closely for that: a barrier for each costs more than it saves wherever a thread may be held
