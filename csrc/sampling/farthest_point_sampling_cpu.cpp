@@ -42,19 +42,24 @@ const TreeKernels& tree_kernels() {
   return kTreeKernelsPortable;
 }
 
-// Uninitialized, and aligned for rows of floats.
+// Uninitialized, aligned for rows of floats, and on the stack where small.
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count)
-      : data_(static_cast<T*>(::operator new(sizeof(T) * count, std::align_val_t(64)))) {}
-  ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
+  explicit Buffer(int64_t count) {
+    const size_t bytes = sizeof(T) * static_cast<size_t>(count);
+    data_ = bytes <= sizeof(small_) ? small_ : ::operator new(bytes, std::align_val_t(64));
+  }
+  ~Buffer() {
+    if (data_ != small_) ::operator delete(data_, std::align_val_t(64));
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  T* get() const { return data_; }
+  T* get() { return static_cast<T*>(data_); }
 
  private:
-  T* data_;
+  alignas(64) char small_[1024];
+  void* data_;
 };
 
 class CloudSampler {

@@ -66,7 +66,8 @@ struct TreeKernels {
                        int64_t count, const float start[3], int64_t first, int64_t last);
   // Fills the rest of the tree.
   void (*build_blocks)(const Tree& tree);
-  // Writes picks 1 .. num - 1 and their squared distances (may be null); pick 0 has been taken.
+  // Writes picks 1 .. num - 1 (num > 1) and their squared distances (may be null) of a tree into
+  // which pick 0 has been taken.
   void (*pick)(const Tree& tree, const float* points, int64_t num, int64_t* indices,
                float* distances);
 };

@@ -135,21 +135,24 @@ inline Farthest farthest(const Tree& tree) {
 }
 
 template <int kRows>
+inline Farthest take(const Tree& tree, const float* pick) {
+  const Query q = make_query(pick);
+  if (tree.leaves == 1) return update_leaf<kRows>(tree.leaf_rows, q);
+  update_tree<kRows>(tree, q);
+  return farthest(tree);
+}
+
+template <int kRows>
 inline void pick_all(const Tree& tree, const float* points, int64_t num, int64_t* indices,
                      float* distances) {
-  for (int64_t k = 1; k < num; ++k) {
-    const Farthest best = farthest(tree);
+  Farthest best = farthest(tree);
+  for (int64_t k = 1;; ++k) {
     indices[k] = best.index;
     if (distances != nullptr) distances[k] = best.distance;
-    if (best.distance == 0.0f) {  // every distinct point is taken: nothing can change any more
-      for (int64_t rest = k + 1; rest < num; ++rest) {
-        indices[rest] = best.index;
-        if (distances != nullptr) distances[rest] = 0.0f;
-      }
-      return;
-    }
-    if (k + 1 < num)
-      update_tree<kRows>(tree, make_query(points + 3 * static_cast<int64_t>(best.index)));
+    if (k + 1 == num) return;
+    // At 0 every distinct point is taken, and nothing can change any more.
+    if (best.distance > 0.0f)
+      best = take<kRows>(tree, points + 3 * static_cast<int64_t>(best.index));
   }
 }
 

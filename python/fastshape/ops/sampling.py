@@ -15,13 +15,13 @@ from fastshape._library import backend, define
 # ---- Operators ---------------------------------------------------------------------------------------------
 # `clouds` (5, B) int64 holds begin, length, number of picks, start and first output of every cloud. It lies
 # on the points' device, so that ragged batches need no sync. What the host must know are the largest number
-# of picks and their total; the rest follows from the shapes, since every argument costs the dispatcher time.
+# of picks and, where not all clouds of a padded batch have that many, the total; the rest follows from the
+# shapes, since every argument costs the dispatcher time.
 
 
-def _farthest(points: Tensor, clouds: Tensor, max_num: int, total_num: int) -> Tensor:
-    batch = clouds.shape[1]
-    if total_num == batch * max_num and points.dim() == 3:
-        indices = clouds.new_empty(batch, max_num)
+def _farthest(points: Tensor, clouds: Tensor, max_num: int, total_num: int = -1) -> Tensor:
+    if total_num < 0:
+        indices = clouds.new_empty(clouds.shape[1], max_num)
     else:
         indices = clouds.new_full(_output_shape(points, clouds, max_num, total_num), -1)
     module = backend()
@@ -30,12 +30,12 @@ def _farthest(points: Tensor, clouds: Tensor, max_num: int, total_num: int) -> T
     return indices
 
 
-def _farthest_fake(points: Tensor, clouds: Tensor, max_num: int, total_num: int) -> Tensor:
+def _farthest_fake(points: Tensor, clouds: Tensor, max_num: int, total_num: int = -1) -> Tensor:
     return clouds.new_empty(_output_shape(points, clouds, max_num, total_num))
 
 
 def _farthest_with_distances(
-    points: Tensor, clouds: Tensor, max_num: int, total_num: int
+    points: Tensor, clouds: Tensor, max_num: int, total_num: int = -1
 ) -> tuple[Tensor, Tensor]:
     shape = _output_shape(points, clouds, max_num, total_num)
     indices, distances = clouds.new_full(shape, -1), points.new_zeros(shape)
@@ -46,14 +46,14 @@ def _farthest_with_distances(
 
 
 def _farthest_with_distances_fake(
-    points: Tensor, clouds: Tensor, max_num: int, total_num: int
+    points: Tensor, clouds: Tensor, max_num: int, total_num: int = -1
 ) -> tuple[Tensor, Tensor]:
     shape = _output_shape(points, clouds, max_num, total_num)
     return clouds.new_empty(shape), points.new_empty(shape)
 
 
 def _output_shape(points: Tensor, clouds: Tensor, max_num: int, total_num: int) -> tuple[int, ...]:
-    return (clouds.shape[1], max_num) if points.dim() == 3 else (total_num,)
+    return (total_num,) if points.dim() == 2 and total_num >= 0 else (clouds.shape[1], max_num)
 
 
 def _workspace(points: Tensor, clouds: Tensor, max_num: int) -> Tensor:
@@ -63,7 +63,7 @@ def _workspace(points: Tensor, clouds: Tensor, max_num: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=points.device)
 
 
-_ARGUMENTS = "(Tensor points, Tensor clouds, SymInt max_num, SymInt total_num)"
+_ARGUMENTS = "(Tensor points, Tensor clouds, SymInt max_num, SymInt total_num=-1)"
 _farthest_op = define(
     f"farthest_point_sampling{_ARGUMENTS} -> Tensor", implementation=_farthest, fake=_farthest_fake
 )
@@ -132,10 +132,10 @@ def farthest_point_sampling(
     Farthest Point Sampling in Large-Scale Point Clouds", TCAD 2023), but in a sixteen-wide tree of vectorized
     tests, with a bound that holds for the rounded distances, so that nothing is approximate.
     """
-    known = None
+    known: tuple[Any, ...] | None = None
     uniform = lengths is None and cu_seqlens is None and type(num_samples) is int and type(start) is int
     if uniform and type(points) is Tensor and not is_compiling():
-        known = _uniform_cache.get((points.shape, num_samples, start, points.device))
+        known = _uniform_cache.get((points.shape, num_samples, start, points.is_cpu or points.device))
     if known is None:
         if not isinstance(points, Tensor):
             raise TypeError(f"`points` must be a torch.Tensor, got {type(points).__name__}")
@@ -150,11 +150,11 @@ def farthest_point_sampling(
 
 # Making `clouds` costs more than sampling a small cloud, so the last ones of uniform batches are kept.
 # Neither fake tensors nor traced ones may be in here.
-_uniform_cache: dict[tuple[Any, ...], tuple[Tensor, int, int]] = {}
+_uniform_cache: dict[tuple[Any, ...], tuple[Tensor, int]] = {}
 
 
-def _uniform_clouds(points: Tensor, num: int, start: int) -> tuple[Tensor, int, int]:
-    """`clouds`, largest and total number of picks where all clouds have the same sizes."""
+def _uniform_clouds(points: Tensor, num: int, start: int) -> tuple[Tensor, int]:
+    """`clouds` and the number of picks where all clouds have the same sizes."""
     batch, length = points.shape[0], points.shape[1]
     if num < 0:
         raise ValueError(f"`num_samples` must be at least 0, got {num}")
@@ -164,11 +164,11 @@ def _uniform_clouds(points: Tensor, num: int, start: int) -> tuple[Tensor, int, 
     out_begin = [b * num for b in range(batch)]
     rows = [begin, [length] * batch, [num] * batch, [start] * batch, out_begin]
     clouds = torch.tensor(rows, dtype=torch.int64, device=points.device).view(5, batch)
-    made = clouds, num, batch * num
+    made = clouds, num
     if type(points) is Tensor and type(clouds) is Tensor and not is_compiling():
         if len(_uniform_cache) >= 256:
             _uniform_cache.clear()
-        _uniform_cache[points.shape, num, start, points.device] = made
+        _uniform_cache[points.shape, num, start, points.is_cpu or points.device] = made
     return made
 
 
