@@ -23,13 +23,6 @@ from fastshape.train.checkpoint import CHECKPOINT_FILE
 from fastshape.train.loop import METRICS_FILE, MODEL_DIRECTORY
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are too small for more, and more would wait for each other on a busy machine."""
-    with testing.num_threads(1):
-        yield
-
-
 def ball(radius: float = 0.7, seed: int = 0) -> train.ShapeSamples:
     """A ball, labeled by its formula."""
     draw = generator(seed)
@@ -54,6 +47,7 @@ def small_config(**changes) -> train.TrainConfig:
         "warmup_steps": 3,
         "checkpoint_every": 10,
         "log_every": 5,
+        "num_threads": 1,
     }
     return train.TrainConfig(**{**values, **changes})
 
@@ -273,7 +267,8 @@ def test_training_is_deterministic_and_leaves_the_global_random_state(samples):
 
 
 def test_a_fixed_number_of_threads_fixes_the_result(samples):
-    config = small_config(steps=3, num_threads=1, volume_queries=2000)
+    config = small_config(steps=3, volume_queries=2000)
+    assert config.num_threads == 1
     results = []
     for threads in (1, 2):
         with testing.num_threads(threads):
