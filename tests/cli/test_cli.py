@@ -87,7 +87,7 @@ def test_several_inputs_go_to_a_directory_and_a_kept_model_serves_again(
     assert code == 0, err
     assert sorted(entry.name for entry in folder.iterdir()) == ["other.stl", "torus.ply"]
     first = (folder / "torus.ply").read_bytes()
-    code, _, err = run_main(capsys, "reconstruct", *words, "--model", kept / "model")
+    code, _, err = run_main(capsys, "reconstruct", *words, "--model", kept / "torus" / "model")
     assert code == 0, err
     assert "training" not in err
     assert (folder / "torus.ply").read_bytes() == first

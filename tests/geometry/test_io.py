@@ -401,3 +401,23 @@ def test_real_scan(tmp_path: Path) -> None:
     mesh = load(Path(scans.__file__).parent / "stl_files" / "025_mug.stl")
     assert mesh.num_faces > 1000
     assert mesh.volume > 0
+
+
+@pytest.mark.parametrize("extension", ["obj", "ply", "stl", "off", "glb"])
+def test_damaged_files_end_in_a_mesh_or_a_mesh_error(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"a.{extension}"
+    save(cube(), path)
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(60):
+        damaged = bytearray(data[: rng.integers(len(data))] if rng.random() < 0.3 else data)
+        for _ in range(rng.integers(5) if damaged else 0):
+            damaged[rng.integers(min(len(damaged), 400))] = rng.integers(256)
+        try:
+            load(write(tmp_path, f"b.{extension}", bytes(damaged)))
+            outcomes.add("mesh")
+        except MeshError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            outcomes.add("error")
+    assert "error" in outcomes

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from fastshape import __version__
 
 _TRAINS = (
-    "Without --model a small model is first trained on these very meshes (minutes, on a CPU): that shows how "
-    "well the tokens can hold these shapes, not how a model does on shapes that it never saw."
+    "Without --model a small model is first trained on each mesh (minutes, on a CPU): that shows how well the "
+    "tokens can hold this shape, not how a model does on shapes that it never saw."
 )
 
 
@@ -71,9 +71,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="DIR", help="a trained model: a directory or a hub id")
-    command.add_argument(
-        "--steps", type=_at_least(1), metavar="N", help="training steps; default: 2000 a shape"
-    )
+    command.add_argument("--steps", type=_at_least(1), metavar="N", help="training steps; default: 2000")
     command.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of every random choice; default: 0"
     )

@@ -62,12 +62,12 @@ def process(tasks: Sequence[Task], options: argparse.Namespace, run_dir: Path) -
     stages: dict[str, float] = {}
     if options.model:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = VecSetVAE.from_pretrained(options.model, device=device)
+        models = [VecSetVAE.from_pretrained(options.model, device=device)] * len(tasks)
     else:
-        model = _train(tasks, options, run_dir, stages, console)
+        models = _train(tasks, options, run_dir, stages, console)
 
     try:
-        results = _reconstruct(tasks, model, options, stages, console)
+        results = _reconstruct(tasks, models, options, stages, console)
     except KeyboardInterrupt:
         again = f"; to go on: {command_line(options)} --resume {run_dir}" if run_dir.is_dir() else ""
         raise KeyboardInterrupt(f"interrupted{again}") from None
@@ -76,19 +76,26 @@ def process(tasks: Sequence[Task], options: argparse.Namespace, run_dir: Path) -
         files = [str(task.output)] if options.no_picture else [str(task.output), str(task.picture)]
         console.print(f"wrote {' and '.join(files)}", soft_wrap=True, markup=False)
     if options.resume is None and not options.model:
-        _remove_run(run_dir)
+        for task in tasks:
+            _remove_run(_run_of(task, tasks, run_dir))
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()
     return results
+
+
+def _run_of(task: Task, tasks: Sequence[Task], run_dir: Path) -> Path:
+    return run_dir if len(tasks) == 1 else run_dir / task.name
 
 
 def _reconstruct(
     tasks: Sequence[Task],
-    model: VecSetVAE,
+    models: Sequence[VecSetVAE],
     options: argparse.Namespace,
     stages: dict[str, float],
     console: Console,
 ) -> list[Reconstruction]:
     results = []
-    for task in tasks:
+    for task, model in zip(tasks, models, strict=True):
         with console.status(f"{task.name}: reconstructing"):
             result = reconstruct(
                 task.mesh, model, resolution=options.resolution, num_tokens=options.tokens, seed=options.seed
@@ -118,30 +125,35 @@ def _train(
     run_dir: Path,
     stages: dict[str, float],
     console: Console,
-) -> VecSetVAE:
+) -> list[VecSetVAE]:
+    """One model for each task: the recipe fits a shape, and several together take it more than their sum."""
     begin = time.perf_counter()
     with console.status("preparing: signed distances of the training points"):
         samples = [_prepare(task, options.seed, console) for task in tasks]
     stages["prepare"] = time.perf_counter() - begin
-    what = tasks[0].name if len(tasks) == 1 else f"these {len(tasks)} shapes"
-    console.print(
-        f"no --model given: training {RECIPE} on {what}, for {what} only", soft_wrap=True, markup=False
-    )
     begin = time.perf_counter()
-    try:
-        model = train.fit_meshes(
-            samples,
-            RECIPE,
-            steps=options.steps or train.recipes.get(RECIPE).steps * len(tasks),
-            seed=options.seed,
-            output_dir=run_dir,
-            resume=options.resume is not None,
+    models = []
+    for task, sample in zip(tasks, samples, strict=True):
+        console.print(
+            f"no --model given: training {RECIPE} on {task.name}, for {task.name} only",
+            soft_wrap=True,
+            markup=False,
         )
-    except train.TrainingInterrupted as stopped:
-        done = str(stopped).split(";")[0]
-        raise KeyboardInterrupt(f"{done}; to go on: {command_line(options)} --resume {run_dir}") from None
+        try:
+            model = train.fit_meshes(
+                [sample],
+                RECIPE,
+                steps=options.steps,
+                seed=options.seed,
+                output_dir=_run_of(task, tasks, run_dir),
+                resume=options.resume is not None,
+            )
+        except train.TrainingInterrupted as stopped:
+            done = str(stopped).split(";")[0]
+            raise KeyboardInterrupt(f"{done}; to go on: {command_line(options)} --resume {run_dir}") from None
+        models.append(model)
     stages["train"] = time.perf_counter() - begin
-    return model
+    return models
 
 
 def _prepare(task: Task, seed: int, console: Console) -> train.ShapeSamples:
