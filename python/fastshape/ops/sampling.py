@@ -67,6 +67,8 @@ _ARGUMENTS = "(Tensor points, Tensor clouds, SymInt max_num, SymInt total_num=-1
 _farthest_op = define(
     f"farthest_point_sampling{_ARGUMENTS} -> Tensor", implementation=_farthest, fake=_farthest_fake
 )
+# What the overload's own __call__ calls: 0.2 us less, where nothing is being traced.
+_farthest_call = _farthest_op._op
 _farthest_with_distances_op = define(
     f"farthest_point_sampling_with_distances{_ARGUMENTS} -> (Tensor, Tensor)",
     implementation=_farthest_with_distances,
@@ -136,6 +138,8 @@ def farthest_point_sampling(
     uniform = lengths is None and cu_seqlens is None and type(num_samples) is int and type(start) is int
     if uniform and type(points) is Tensor and not is_compiling():
         known = _uniform_cache.get((points.shape, num_samples, start, points.is_cpu or points.device))
+        if known is not None and not return_distances:
+            return _farthest_call(points, *known)
     if known is None:
         if not isinstance(points, Tensor):
             raise TypeError(f"`points` must be a torch.Tensor, got {type(points).__name__}")
