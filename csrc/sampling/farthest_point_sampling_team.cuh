@@ -318,6 +318,7 @@ __device__ __forceinline__ Key update_tiles(TeamShared& shared, const Share& sha
     }
     if (__any_sync(kAllLanes, touching != 0)) {
       key = update_tile(shared, share, tile, touching);
+      __syncwarp();  // votes and reductions order no memory: everybody has read the old key
       if (lane == 0) shared.tile_key[tile] = key;
     }
     top = max(top, key);
