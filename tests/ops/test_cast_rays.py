@@ -91,7 +91,7 @@ def test_ties_go_to_the_lowest_face(backend):
 def test_the_hierarchy_does_not_matter(backend, kind):
     shape = damage(kind, torus(60, 30))
     origins, directions, vertices, faces = backend.put(
-        testing.random_points(3000), testing.random_points(3000, seed=1), shape[0].float(), shape[1]
+        testing.random_points(1000), testing.random_points(1000, seed=1), shape[0].float(), shape[1]
     )
     expected = ops.cast_rays(origins, directions, ops.build_bvh(vertices, faces))
     got = ops.cast_rays(origins, directions, mesh_ops._make_bvh(vertices, faces, True))
@@ -103,15 +103,15 @@ def test_the_hierarchy_does_not_matter(backend, kind):
 def test_backends_instruction_sets_and_threads_agree(backend, dtype):
     shape = torus(60, 30)
     inputs = [
-        testing.random_points(3000, dtype=dtype),
-        testing.random_points(3000, seed=1, dtype=dtype),
+        testing.random_points(1000, dtype=dtype),
+        testing.random_points(1000, seed=1, dtype=dtype),
         shape[0].to(dtype),
         shape[1],
     ]
     with testing.instruction_set("portable"), testing.num_threads(1):
         expected = ops.cast_rays(*inputs[:2], ops.build_bvh(*inputs[2:]))
         parity = ops.ray_parity(inputs[0], ops.build_bvh(*inputs[2:]))
-    for name in testing.instruction_sets():
+    for name in testing.instruction_sets() if backend.name == "cpu" else ["portable"]:
         with testing.instruction_set(name), testing.num_threads(3):
             for got, want in zip(cast(backend, *inputs, dtype), expected, strict=True):
                 assert torch.equal(got.cpu().nan_to_num(7), want.nan_to_num(7))
@@ -136,16 +136,16 @@ def test_rays_that_are_none(backend):
 
 @pytest.mark.parametrize("kind", ["clean", "degenerate", "soup", "flipped", "all_flipped"])
 def test_inside_of_a_torus(backend, kind):
-    points = query_points(torus())
-    points = points[torus_distance(points).abs() > 2e-3]
-    result = votes(backend, points, *damage(kind, torus(200, 100)), num_rays=5)
+    points = query_points(torus(), 1000)
+    points = points[torus_distance(points).abs() > 3e-3]
+    result = votes(backend, points, *damage(kind, torus(100, 50)), num_rays=5)
     inside = torus_distance(points) < 0
     assert torch.equal(result, 5 * inside.int())
 
 
 def test_counts_against_the_reference(backend):
     vertices, faces = damage("hole", torus(20, 12))
-    points = testing.random_points(500, dtype=torch.float64)
+    points = testing.random_points(200, dtype=torch.float64)
     directions = testing.random_points(4, seed=2, dtype=torch.float64)
     expected = sum(
         reference.cast_rays(points, d.expand_as(points), vertices, faces)[2] % 2 for d in directions

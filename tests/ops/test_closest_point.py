@@ -51,10 +51,10 @@ def test_error_against_the_torch_reference():
 
 
 def test_torus(backend):
-    points = query_points(torus(), 4000)
-    result = query(backend, points, *torus(400, 200))
+    points = query_points(torus(), 1000)
+    result = query(backend, points, *torus(100, 50))
     torch.testing.assert_close(
-        result.distance.double().cpu(), torus_distance(points).abs(), rtol=0, atol=1.5e-4
+        result.distance.double().cpu(), torus_distance(points).abs(), rtol=0, atol=2.5e-3
     )  # the facets
 
 
@@ -133,12 +133,12 @@ def test_sizes(backend, num_faces):
 
 def test_far_from_the_origin(backend):
     """Coordinates of 1000 and features of 0.01: the search must not lose faces to rounding."""
-    shape = torus(60, 30)
+    shape = torus(30, 20)
     vertices = (shape[0] + 1000).float()
-    points = (query_points(shape) + 1000).float()
-    expected = reference.closest_point(points.double()[:300], vertices.double(), shape[1])[0]
+    points = (query_points(shape, 300) + 1000).float()
+    expected = reference.closest_point(points.double(), vertices.double(), shape[1])[0]
     result = query(backend, points, vertices, shape[1])
-    torch.testing.assert_close(result.distance.double().cpu()[:300], expected, rtol=1e-4, atol=2e-7)
+    torch.testing.assert_close(result.distance.double().cpu(), expected, rtol=1e-4, atol=2e-7)
 
 
 def test_values_that_are_not_finite(backend):
@@ -185,8 +185,7 @@ def test_gradcheck(backend):
 
 def test_gradient_against_the_reference(backend):
     shape = torus(20, 10)
-    points, weights = query_points(shape, 600)[:-10].float(), testing.random_points(590).float()[:, 0]
-    points = points[:590]
+    points, weights = query_points(shape, 300)[:-10].float(), testing.random_points(300)[:, 0]
     grads = []
     for double in (False, True):
         p, v, f, w = backend.put(points, shape[0].float(), shape[1], weights)
@@ -213,7 +212,7 @@ def test_gradient_is_zero_on_the_surface_and_where_nothing_was_found(backend):
 
 def test_backward_is_deterministic_and_equal_on_every_backend(backend):
     shape = torus(60, 30)
-    inputs = [query_points(shape, 5000).float(), shape[0].float()]
+    inputs = [query_points(shape, 2000).float(), shape[0].float()]
     expected = None
     for put in (lambda *t: t, backend.put, backend.put):
         points, vertices, faces = put(*inputs, shape[1])
