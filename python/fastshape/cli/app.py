@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from fastshape import __version__
 
 _TRAINS = (
-    "Without --model a small model is first trained on each mesh (minutes, on a CPU): that shows how well the "
-    "tokens can hold this shape, not how a model does on shapes that it never saw."
+    "Without --model a small model is first trained on each mesh (minutes, on a CPU): that shows how well "
+    "the tokens can hold this shape, not how a model does on shapes that it never saw."
 )
 
 
@@ -59,9 +59,9 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--shapes",
         nargs="+",
-        default=["gear", "knot", "csg-12"],
+        default=["gear", "csg-12"],
         metavar="NAME",
-        help="torus, plate, ... (see `fastshape info`), or csg-SEED; default: gear knot csg-12",
+        help="torus, plate, ... (see `fastshape info`), or csg-SEED; default: gear csg-12",
     )
     _add_common(demo)
 
