@@ -16,8 +16,7 @@ namespace fastshape::cuda {
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr unsigned kMaxWarps = 32;
 
-// ---- Operations
-// ----------------------------------------------------------------------------------------------------
+// ---- Operations --------------------------------------------------------------------------------
 
 namespace detail {
 template <class T>
@@ -60,8 +59,7 @@ struct Maximum {
   }
 };
 
-// ---- Warp
-// ----------------------------------------------------------------------------------------------------------
+// ---- Warp --------------------------------------------------------------------------------------
 
 // Every lane gets the result. 32-bit integers take one instruction.
 template <class T, class Op>
@@ -111,8 +109,7 @@ __device__ __forceinline__ T warp_inclusive_scan(T value) {
   return value;
 }
 
-// ---- Block
-// ---------------------------------------------------------------------------------------------------------
+// ---- Block -------------------------------------------------------------------------------------
 
 __device__ __forceinline__ unsigned block_threads() { return blockDim.x * blockDim.y * blockDim.z; }
 
@@ -174,8 +171,7 @@ __device__ __forceinline__ T block_exclusive_scan(BlockReduceStorage<T>& storage
   return (warp == 0 ? T(0) : before) + (inclusive - value);
 }
 
-// ---- The largest value and where it is
-// -----------------------------------------------------------------------------
+// ---- The largest value and where it is ---------------------------------------------------------
 
 // As one number that Maximum reduces: of equal values the lowest index wins. No NaN; -0 is below
 // +0.

@@ -25,8 +25,7 @@
 
 namespace fastshape::cuda {
 
-// ---- Host: errors and the device
-// -----------------------------------------------------------------------------------
+// ---- Host: errors and the device ---------------------------------------------------------------
 
 inline void check(const char* op, cudaError_t status) {
   if (status == cudaSuccess) return;
@@ -55,8 +54,7 @@ inline DeviceProperties device_properties() {
   return {multiprocessors, static_cast<size_t>(shared), 10 * major + minor};
 }
 
-// ---- Host: launches
-// ------------------------------------------------------------------------------------------------
+// ---- Host: launches ----------------------------------------------------------------------------
 
 namespace detail {
 
@@ -154,8 +152,7 @@ inline void fill_bytes(const char* op, void* pointer, int value, size_t bytes,
   if (bytes != 0) check(op, cudaMemsetAsync(pointer, value, bytes, stream));
 }
 
-// ---- Device: who and where
-// -----------------------------------------------------------------------------------------
+// ---- Device: who and where ---------------------------------------------------------------------
 
 __device__ __forceinline__ unsigned lane_id() {
   unsigned lane;
@@ -166,8 +163,7 @@ __device__ __forceinline__ unsigned warp_id() {
   return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) / 32;
 }
 
-// ---- Device: shared memory
-// -----------------------------------------------------------------------------------------
+// ---- Device: shared memory ---------------------------------------------------------------------
 
 namespace detail {
 extern __shared__ __align__(128) unsigned char shared_bytes[];
@@ -188,8 +184,7 @@ __device__ __forceinline__ T* shared_tail(size_t offset) {
   return reinterpret_cast<T*>(detail::shared_bytes + offset);
 }
 
-// ---- Device: clusters
-// ----------------------------------------------------------------------------------------------
+// ---- Device: clusters --------------------------------------------------------------------------
 
 // Kernels with clusters also compile for sm_80, where they cannot be launched and trap.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -229,8 +224,7 @@ __device__ __forceinline__ T* cluster_map(T* pointer, unsigned rank) {
 }
 #undef FASTSHAPE_CLUSTER_ASM
 
-// ---- Device: ordered loads and stores, at device scope
-// -------------------------------------------------------------
+// ---- Device: ordered loads and stores, at device scope -----------------------------------------
 
 namespace detail {
 

@@ -46,8 +46,7 @@ inline void use_workspace(const char* op, void* workspace, size_t workspace_byte
 
 }  // namespace detail
 
-// ---- Sort
-// ----------------------------------------------------------------------------------------------------------
+// ---- Sort --------------------------------------------------------------------------------------
 
 template <class Key>
 size_t device_sort_pairs_workspace_bytes(const char* op, int64_t n, int begin_bit = 0,
@@ -93,8 +92,7 @@ void device_sort_pairs(const char* op, void* workspace, size_t workspace_bytes, 
 #endif
 }
 
-// ---- Scan
-// ----------------------------------------------------------------------------------------------------------
+// ---- Scan --------------------------------------------------------------------------------------
 
 template <class T>
 size_t device_exclusive_scan_workspace_bytes(const char* op, int64_t n) {

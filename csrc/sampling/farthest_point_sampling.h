@@ -1,15 +1,12 @@
 // Farthest point sampling: pick, again and again, the point farthest from everything picked so far.
 //
 // The rule, which every backend, instruction set and thread count follows to the bit:
-//  - squared distances in float32, d = (dx*dx + dy*dy) + dz*dz, each operation rounded on its own
-//  (no FMA);
+//  - squared distances in float32, d = (dx*dx + dy*dy) + dz*dz, each operation rounded on its own;
 //  - the running minimum of every point begins at +inf; the next pick has the largest running
-//  minimum, ties go to the
-//    lowest index. Picked points stay candidates with 0, so a cloud whose distinct points are used
-//    up yields its lowest finite index from then on;
+//    minimum, ties go to the lowest index. Picked points stay candidates with 0, so a cloud whose
+//    distinct points are used up yields its lowest finite index from then on;
 //  - a point with a non-finite coordinate is never picked and changes nothing. Where `start` is
-//  one, or lies outside
-//    the cloud, the lowest finite index starts;
+//    one, or lies outside the cloud, the lowest finite index starts;
 //  - picks beyond the number of finite points are -1, with distance 0.
 #pragma once
 

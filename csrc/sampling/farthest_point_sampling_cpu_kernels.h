@@ -17,7 +17,7 @@
 namespace fastshape::cpu {
 namespace {
 
-// ---- Taking a pick into account -----------------------------------------------------------------
+// ---- Taking a pick into account ----------------------------------------------------------------
 
 struct Query {
   Lanes x, y, z;
@@ -163,7 +163,7 @@ void pick(const Tree& tree, const float* points, int64_t num, int64_t* indices, 
     pick_all<kMaxRows>(tree, points, num, indices, distances);
 }
 
-// ---- Building -----------------------------------------------------------------------------------
+// ---- Building ----------------------------------------------------------------------------------
 
 constexpr int64_t kAhead = 4;
 
@@ -254,7 +254,7 @@ void build_blocks(const Tree& tree) {
   }
 }
 
-// ---- Sorting along the curve --------------------------------------------------------------------
+// ---- Sorting along the curve -------------------------------------------------------------------
 
 bool bounds(const float* points, int64_t count, Box* box) {
   // Three rows of 16 floats hold 16 points; which axis a lane holds repeats every three rows.

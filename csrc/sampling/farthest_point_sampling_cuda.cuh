@@ -40,8 +40,7 @@ void sample_in_grid(const FarthestPointSampling& task, const TeamPlan& plan, cud
 
 #if defined(__CUDACC__) || defined(FASTSHAPE_EMULATION)
 
-// ---- Keys
-// -----------------------------------------------------------------------------------------------------------
+// ---- Keys --------------------------------------------------------------------------------------
 // A candidate as one number whose maximum is the next pick: the running minimum (non-negative, so
 // that its bits order like its value) above the complement of the index, so that ties go to the
 // lowest index. 0 is no point.
@@ -69,8 +68,7 @@ __device__ __forceinline__ int warp_winner(Key key) {
   return __ffs(static_cast<int>(lanes)) - 1;
 }
 
-// ---- Boxes
-// ----------------------------------------------------------------------------------------------------------
+// ---- Boxes -------------------------------------------------------------------------------------
 // Integers that order like the floats; its own inverse. The hardware reduces integers only.
 __device__ __forceinline__ int ordered_bits(int bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
 __device__ __forceinline__ float warp_min(float v) {
@@ -124,8 +122,7 @@ __device__ __forceinline__ Box block_box(const Box& mine, Box* boxes) {
   return warp_box(lane < kWarps ? boxes[lane] : empty_box());
 }
 
-// ---- The curve
-// ------------------------------------------------------------------------------------------------------
+// ---- The curve ---------------------------------------------------------------------------------
 // Cubical cells, 2^level along the cloud's longest side, numbered in Z-order: consecutive points
 // make small boxes. The order inside a cell is left to chance. It decides which boxes can be
 // skipped, never what is picked.
@@ -165,8 +162,7 @@ __device__ __forceinline__ unsigned curve_code(const Curve& curve, float x, floa
          spread_bits(curve_cell(z, curve.low[2], curve.scale, curve.last));
 }
 
-// ---- A cloud and its results
-// ----------------------------------------------------------------------------------------
+// ---- A cloud and its results -------------------------------------------------------------------
 struct Cloud {
   const float* points;
   int64_t begin;

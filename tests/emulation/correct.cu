@@ -25,8 +25,7 @@ std::vector<int> numbers(size_t n, unsigned seed = 1) {
   return out;
 }
 
-// ---- Indices
-// -------------------------------------------------------------------------------------------------------
+// ---- Indices -----------------------------------------------------------------------------------
 
 __global__ void write_indices(unsigned* out) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
@@ -44,8 +43,7 @@ std::string indices() {
   return compare("index", out, want);
 }
 
-// ---- Blocks
-// --------------------------------------------------------------------------------------------------------
+// ---- Blocks ------------------------------------------------------------------------------------
 
 struct ReduceShared {
   BlockReduceStorage<int> integers;
@@ -160,8 +158,7 @@ std::string shared_array() {
   return compare("value", out, want);
 }
 
-// ---- Warps
-// ---------------------------------------------------------------------------------------------------------
+// ---- Warps -------------------------------------------------------------------------------------
 
 template <class T>
 __global__ void shuffle_all(T* out, int amount, int width) {
@@ -279,8 +276,7 @@ std::string warp_parts() {
   return compare("value", out, want);
 }
 
-// ---- Clusters
-// ------------------------------------------------------------------------------------------------------
+// ---- Clusters ----------------------------------------------------------------------------------
 
 struct RingShared {
   int value;
@@ -319,8 +315,7 @@ std::string cluster() {
   return "";
 }
 
-// ---- Grids
-// ---------------------------------------------------------------------------------------------------------
+// ---- Grids -------------------------------------------------------------------------------------
 
 // Prefix doubling through global memory: every round reads what all blocks wrote in the round
 // before.
@@ -345,8 +340,7 @@ std::string grid_barrier() {
   return compare("sum", values, want);
 }
 
-// ---- Atomics and messages
-// ------------------------------------------------------------------------------------------
+// ---- Atomics and messages ----------------------------------------------------------------------
 
 struct Totals {
   int sum, least, most, exchanged, bits_and, bits_or, bits_xor, swaps;
@@ -474,8 +468,7 @@ std::string ticket_chain() {
   return compare("sum", sums, want);
 }
 
-// ---- Whole arrays
-// --------------------------------------------------------------------------------------------------
+// ---- Whole arrays ------------------------------------------------------------------------------
 
 template <class Key>
 std::string sort_with(int begin_bit, int end_bit) {
@@ -513,8 +506,7 @@ std::string sort_and_scan() {
   return compare("sum", values, want);
 }
 
-// ---- Bits
-// ----------------------------------------------------------------------------------------------------------
+// ---- Bits --------------------------------------------------------------------------------------
 
 __global__ void bits(long long* out) {
   int i = 0;

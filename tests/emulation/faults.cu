@@ -16,8 +16,7 @@ struct Tile {
   int values[kThreads];
 };
 
-// ---- Barriers that are not there
-// -----------------------------------------------------------------------------------
+// ---- Barriers that are not there ---------------------------------------------------------------
 
 // `ahead`: whether the neighbour that is read comes before or after in the ascending order.
 __global__ void neighbour(int* out, int ahead) {
@@ -119,8 +118,7 @@ std::string missing_cluster_sync() {
   return compare("value", out, want);
 }
 
-// ---- Memory
-// --------------------------------------------------------------------------------------------------------
+// ---- Memory ------------------------------------------------------------------------------------
 
 __global__ void write_shared(int index) {
   int* values = shared_memory<Tile>().values;
@@ -196,8 +194,7 @@ std::string uninitialized() {
                  std::vector<float>{63.0f});  // 63 is what zeroed memory would give
 }
 
-// ---- Collectives
-// ---------------------------------------------------------------------------------------------------
+// ---- Collectives -------------------------------------------------------------------------------
 
 __global__ void shuffle_in_branch(int* out) {
   const int i = threadIdx.x;
@@ -312,8 +309,7 @@ std::string grid_sync_without_cooperation() {
   return "";
 }
 
-// ---- Sizes
-// ---------------------------------------------------------------------------------------------------------
+// ---- Sizes -------------------------------------------------------------------------------------
 
 __global__ void nothing() {}
 __global__ void use_tile() { shared_memory<Tile>().values[threadIdx.x] = 1; }

@@ -46,8 +46,7 @@ inline T __ldg(const T* pointer) {
   return *pointer;
 }
 
-// ---- Bits
-// ----------------------------------------------------------------------------------------------------------
+// ---- Bits --------------------------------------------------------------------------------------
 namespace fastshape::emulation {
 template <class To, class From>
 inline To bit_cast(From value) {
@@ -88,8 +87,7 @@ inline unsigned long long __brevll(unsigned long long v) {
          __brev(static_cast<unsigned>(v >> 32));
 }
 
-// ---- Arithmetic
-// ----------------------------------------------------------------------------------------------------
+// ---- Arithmetic --------------------------------------------------------------------------------
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

@@ -5,8 +5,7 @@
 
 namespace fastshape::emulation {
 
-// ---- The block's barrier
-// -------------------------------------------------------------------------------------------
+// ---- The block's barrier -----------------------------------------------------------------------
 
 int Engine::block_barrier(Operation operation, bool predicate, Site site) {
   Fiber& self = *t_fiber;
@@ -60,8 +59,7 @@ void Engine::release_block(Block& block) {
   cursor_ = block.first_warp + (schedule_ == Schedule::descending ? warps_per_block_ - 1 : 0);
 }
 
-// ---- The cluster's barrier
-// -----------------------------------------------------------------------------------------
+// ---- The cluster's barrier ---------------------------------------------------------------------
 
 void Engine::cluster_arrive(Site site) {
   Fiber& self = *t_fiber;
@@ -100,8 +98,7 @@ void Engine::release_cluster(Cluster& cluster) {
   progress();
 }
 
-// ---- Collectives of a warp
-// -----------------------------------------------------------------------------------------
+// ---- Collectives of a warp ---------------------------------------------------------------------
 
 uint64_t Engine::warp_collective(Operation operation, uint32_t mask, uint64_t value,
                                  uint32_t source, Site site) {

@@ -17,8 +17,7 @@
 #define gridDim (::fastshape::emulation::fiber().engine->launch().grid)
 constexpr int warpSize = 32;
 
-// ---- Block
-// ---------------------------------------------------------------------------------------------------------
+// ---- Block -------------------------------------------------------------------------------------
 inline void __syncthreads(FASTSHAPE_HERE) {
   using namespace fastshape::emulation;
   fiber().engine->block_barrier(Operation::syncthreads, false, FASTSHAPE_SITE);
@@ -37,8 +36,7 @@ inline int __syncthreads_count(int predicate, FASTSHAPE_HERE) {
                                        FASTSHAPE_SITE);
 }
 
-// ---- Warp
-// ----------------------------------------------------------------------------------------------------------
+// ---- Warp --------------------------------------------------------------------------------------
 namespace fastshape::emulation {
 
 inline uint64_t collective(Operation operation, unsigned mask, uint64_t value, Site site) {
@@ -157,8 +155,7 @@ inline unsigned warp_id() {
   return fiber.warp_index - fiber.block->first_warp;
 }
 
-// ---- Cluster
-// -------------------------------------------------------------------------------------------------------
+// ---- Cluster -----------------------------------------------------------------------------------
 inline unsigned cluster_rank() { return emulation::fiber().block->cluster_rank; }
 inline unsigned cluster_size() { return emulation::fiber().engine->launch().cluster_size; }
 inline void cluster_arrive(FASTSHAPE_HERE) {
@@ -177,8 +174,7 @@ inline T* cluster_map(T* pointer, unsigned rank, FASTSHAPE_HERE) {
   return static_cast<T*>(emulation::fiber().engine->map_shared(pointer, rank, FASTSHAPE_SITE));
 }
 
-// ---- Shared memory
-// -------------------------------------------------------------------------------------------------
+// ---- Shared memory -----------------------------------------------------------------------------
 template <class S>
 inline S& shared_memory(FASTSHAPE_HERE) {
   static_assert(

@@ -43,8 +43,7 @@ void unmap_memory(char* memory, size_t bytes) {
 
 }  // namespace
 
-// ---- Shared memory
-// -------------------------------------------------------------------------------------------------
+// ---- Shared memory -----------------------------------------------------------------------------
 
 void* Engine::shared_pointer(size_t offset, size_t bytes, size_t alignment, Site site) {
   if (offset + bytes > launch_->shared_bytes) {
@@ -110,8 +109,7 @@ void Engine::check_red_zones(const Block& block) const {
   }
 }
 
-// ---- A group of blocks
-// ---------------------------------------------------------------------------------------------
+// ---- A group of blocks -------------------------------------------------------------------------
 
 std::atomic<int> Engine::live_fibers_{0};
 

@@ -27,8 +27,7 @@ double seconds() {
 
 }  // namespace
 
-// ---- Switching
-// -----------------------------------------------------------------------------------------------------
+// ---- Switching ---------------------------------------------------------------------------------
 
 // Between two threads of a kernel the engine may move to another operating-system thread: never
 // inlined, so that the address of t_fiber is computed anew for each.
@@ -99,8 +98,7 @@ void Engine::fail(const std::string& what, Site site) {
   stop(concatenate(launch_->name, ": ", describe(fiber()), place, ": ", what));
 }
 
-// ---- Who runs next
-// -------------------------------------------------------------------------------------------------
+// ---- Who runs next -----------------------------------------------------------------------------
 
 uint64_t Engine::random_bits() { return mix(random_state_++); }
 
@@ -226,8 +224,7 @@ void Engine::block_fiber(Fiber& fiber, Operation operation, uint32_t mask, Site 
   clear_ready(*fiber.warp, fiber.warp_index, fiber.lane);
 }
 
-// ---- The end of a thread
-// -------------------------------------------------------------------------------------------
+// ---- The end of a thread -----------------------------------------------------------------------
 
 void Engine::exit_thread(Fiber& self) {
   Warp& warp = *self.warp;
