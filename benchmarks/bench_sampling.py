@@ -44,6 +44,27 @@ def torch_quickfps(points: Tensor, num: int, height: int) -> Peer | None:
     return Peer(lambda: package.sample_idx(points, num, h=height, start_idx=0))
 
 
+def torch_fps(points: Tensor, num: int) -> Peer | None:
+    """Triton kernels, whose compiler may fuse a multiplication and an addition: near ties may fall otherwise,
+    so only the first pick and the count are compared."""
+    package = installed("torch_fps")
+    if package is None or points.device.type != "cuda":
+        return None
+    valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
+    start = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+
+    def check(result: Tensor, expected: Tensor) -> None:
+        assert result.shape == (len(points), num)
+        assert torch.equal(result[:, 0], expected[:, 0]), "another start"
+
+    options = {"start_idx": start, "random_start": False, "validate": False, "assume_finite": True}
+    return Peer(
+        lambda: package.farthest_point_sampling(points, valid, num, **options),
+        check=check,
+        note="rounds its own way",
+    )
+
+
 def fpsample(points: Tensor, num: int, name: str, *height: int) -> Peer | None:
     """One cloud after the other: it knows no batches. It starts elsewhere than asked for, so it is compared
     from the start that it took."""
@@ -112,6 +133,7 @@ def farthest_point_sampling(device: torch.device, batch: int, count: int, num: i
         peers={
             "torch_quickfps": torch_quickfps(points, num, height),
             "torch_quickfps, h - 1": torch_quickfps(points, num, height - 1),
+            "torch_fps": torch_fps(points, num),
             "fpsample kdline": fpsample(points, num, "bucket_fps_kdline_sampling", height),
             "fpsample kdline, h - 1": fpsample(points, num, "bucket_fps_kdline_sampling", height - 1),
             "fpsample kdtree": fpsample(points, num, "bucket_fps_kdtree_sampling"),
