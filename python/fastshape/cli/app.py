@@ -71,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="DIR", help="a trained model: a directory or a hub id")
-    command.add_argument("--steps", type=_at_least(1), metavar="N", help="training steps; default: 2000")
+    command.add_argument(
+        "--steps", type=_at_least(1), metavar="N", help="training steps; default: those of the recipe"
+    )
     command.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of every random choice; default: 0"
     )
