@@ -115,7 +115,7 @@ def signed_distance(
         sign: the rule.
         return_quality: also return the share of points whose sign is in doubt: winding number and parity
             differ, or the winding number's absolute value lies between 0.2 and 0.8. Above 0.01 the mesh has
-            no clear inside; consider :func:`fastshape.geometry.watertight`.
+            no clear inside.
 
     Returns:
         (Q,), dtype of ``points``; NaN for points that are not finite. With ``return_quality`` a pair.
