@@ -59,9 +59,9 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--shapes",
         nargs="+",
-        default=["gear", "csg-12"],
+        default=["gear", "csg-3"],
         metavar="NAME",
-        help="torus, plate, ... (see `fastshape info`), or csg-SEED; default: gear csg-12",
+        help="torus, plate, ... (see `fastshape info`), or csg-SEED; default: gear csg-3",
     )
     _add_common(demo)
 
