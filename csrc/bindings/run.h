@@ -18,6 +18,18 @@ namespace fastshape {
 
 struct NotBuilt {};
 
+// pybind11's own also keeps books on the thread, which a small op would feel.
+class GilRelease {
+ public:
+  GilRelease() : state_(PyEval_SaveThread()) {}
+  ~GilRelease() { PyEval_RestoreThread(state_); }
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 // The expressions may use `stream`.
 #if defined(FASTSHAPE_EMULATION)
 #define FASTSHAPE_CPU(...) \
@@ -57,18 +69,18 @@ template <class Cpu, class Cuda>
 void run([[maybe_unused]] const Tensor& tensor, [[maybe_unused]] Cpu&& cpu,
          [[maybe_unused]] Cuda&& cuda) {
 #if defined(FASTSHAPE_EMULATION)
-  pybind11::gil_scoped_release release;
+  GilRelease release;
   cuda(nullptr);
 #else
   if (tensor.device() == Device::cpu) {
-    pybind11::gil_scoped_release release;
+    GilRelease release;
     cpu();
     return;
   }
 #if defined(FASTSHAPE_HAS_CUDA)
   const auto stream = static_cast<cudaStream_t>(current_stream(tensor));
   DeviceGuard guard(tensor.device_index());
-  pybind11::gil_scoped_release release;
+  GilRelease release;
   cuda(stream);
 #else
   FASTSHAPE_FAIL_RUNTIME("this fastshape was built without CUDA and got a tensor on ",
