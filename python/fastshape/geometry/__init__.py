@@ -10,6 +10,10 @@ from fastshape.geometry.extract import grid_points as grid_points
 from fastshape.geometry.io import MeshError as MeshError
 from fastshape.geometry.io import load as load
 from fastshape.geometry.io import save as save
+from fastshape.geometry.maps import SurfaceMaps as SurfaceMaps
+from fastshape.geometry.maps import depth_picture as depth_picture
+from fastshape.geometry.maps import normal_picture as normal_picture
+from fastshape.geometry.maps import surface_maps as surface_maps
 from fastshape.geometry.mesh import Mesh as Mesh
 from fastshape.geometry.mesh import Normalization as Normalization
 from fastshape.geometry.mesh import normalize as normalize
