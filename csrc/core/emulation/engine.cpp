@@ -233,6 +233,7 @@ void Engine::run_group(Launch& launch, uint64_t group, unsigned blocks) {
 #if defined(FASTSHAPE_SANITIZE_THREAD)
   main_tsan_ = __tsan_get_current_fiber();
 #endif
+  releases(&launch.begun);  // what this operating-system thread did for itself: its thread-locals
   resumed_by_main_ = true;
   switch_stacks(nullptr, next());  // until the last thread has exited, or one has failed
 
