@@ -21,7 +21,7 @@ format: $(BIN)/ruff
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu*' 'tests/*.cpp' | xargs $(BIN)/clang-format -i
 lint: $(BIN)/ruff
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/mypy benchmarks
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && MYPYPATH=python $(BIN)/mypy benchmarks
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu*' 'tests/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
 emulated: $(VENV)/$(TEST_EXTRAS).installed  # the CUDA kernels as C++ that runs on the CPU, the tests' third back end
 	$(BIN)/cmake -S . -B build/emulated -G Ninja -DFASTSHAPE_EMULATION=ON -DFASTSHAPE_CUDA=OFF \

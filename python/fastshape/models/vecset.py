@@ -213,7 +213,6 @@ class VecSetVAE(PretrainedModel):
         count = self.config.num_latents if num_latents is None else num_latents
         with torch.no_grad():
             indices = farthest_point_sampling(points.contiguous(), count, start=start, generator=generator)
-        assert isinstance(indices, Tensor)
         embedded = self.point_embed(points)  # (B, N, dim)
         chosen = indices[..., None].clamp_min(0).expand(-1, -1, embedded.shape[-1])  # -1: fewer finite points
         x = self.encoder(embedded.gather(1, chosen), embedded)  # (B, M, dim)

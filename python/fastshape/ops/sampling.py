@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -79,6 +79,28 @@ _farthest_with_distances_op = define(
 # ---- Public functions --------------------------------------------------------------------------------------
 
 
+@overload
+def farthest_point_sampling(
+    points: Tensor,
+    num_samples: int | Sequence[int],
+    *,
+    lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    start: int | Tensor | str = 0,
+    generator: torch.Generator | None = None,
+    return_distances: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def farthest_point_sampling(
+    points: Tensor,
+    num_samples: int | Sequence[int],
+    *,
+    lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    start: int | Tensor | str = 0,
+    generator: torch.Generator | None = None,
+    return_distances: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def farthest_point_sampling(
     points: Tensor,
     num_samples: int | Sequence[int],
