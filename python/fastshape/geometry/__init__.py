@@ -27,3 +27,6 @@ from fastshape.geometry.sampling import Queries as Queries
 from fastshape.geometry.sampling import SurfaceSamples as SurfaceSamples
 from fastshape.geometry.sampling import sample_queries as sample_queries
 from fastshape.geometry.sampling import sample_surface as sample_surface
+from fastshape.geometry.sharp import SalientEdges as SalientEdges
+from fastshape.geometry.sharp import count_salient_edges as count_salient_edges
+from fastshape.geometry.sharp import salient_edges as salient_edges
