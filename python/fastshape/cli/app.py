@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -65,8 +66,81 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_common(demo)
 
+    _add_prepare(commands)
     commands.add_parser("info", help="what this build and this machine have", description="What is here.")
     return top
+
+
+def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    prepare = commands.add_parser(
+        "prepare",
+        help="meshes to the points that training draws from",
+        description="Samples and labels every mesh of folders and lists, in child processes, each mesh once. "
+        "The same command goes on where it was stopped. A bad mesh is written down in OUT/status-RANK.jsonl "
+        "and never ends the run.",
+    )
+    prepare.add_argument(
+        "input",
+        nargs="+",
+        metavar="IN",
+        help="folders (searched at any depth), mesh files, or lists: .txt, .csv with a column path, .jsonl",
+    )
+    prepare.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
+    prepare.add_argument("--preset", metavar="NAME", help="dora, vecset, lagem or vat; default: vecset")
+    prepare.add_argument("--spec", metavar="FILE", help="a specification as JSON, instead of a preset")
+    prepare.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of the specification, e.g. near=200000, near_sigmas=0.001,0.005; may be repeated",
+    )
+    prepare.add_argument(
+        "--workers", type=_at_least(1), metavar="N", help="child processes; default: one for each core"
+    )
+    prepare.add_argument(
+        "--threads", type=_at_least(1), default=1, metavar="N", help="threads of each; default: 1"
+    )
+    prepare.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=600.0,
+        metavar="S",
+        help="seconds for one mesh; 0: no limit; default: 600",
+    )
+    prepare.add_argument(
+        "--memory",
+        type=_size,
+        default=_size("8GB"),
+        metavar="SIZE",
+        help="of one process; 0: no limit; default: 8GB",
+    )
+    prepare.add_argument("--retry-failed", action="store_true", help="try again what failed before")
+    prepare.add_argument(
+        "--rank",
+        type=_at_least(0),
+        metavar="R",
+        help="of this process among --world-size; default: from torchrun or Slurm, else 0 of 1",
+    )
+    prepare.add_argument("--world-size", type=_at_least(1), metavar="W", help="processes that share the work")
+    prepare.add_argument("--strict", action="store_true", help="exit code 1 if any mesh failed, else 0")
+
+
+def _size(text: str) -> int:
+    """Bytes of "8GB", "512 MB", "1e9" or "0"; powers of 1024."""
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    try:
+        assert found is not None
+        return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+    except (AssertionError, ValueError):
+        raise argparse.ArgumentTypeError(f"expected a size such as 8GB, got '{text}'") from None
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return value
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -121,8 +195,9 @@ def command_line(options: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parser().parse_args(argv)
+    options.words = list(sys.argv[1:] if argv is None else argv)
     try:
-        importlib.import_module(f"fastshape.cli.{options.command}").run(options)
+        code = importlib.import_module(f"fastshape.cli.{options.command}").run(options)
     except KeyboardInterrupt as error:
         print(f"fastshape: {error if str(error) else 'interrupted'}", file=sys.stderr)
         return 130
@@ -132,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"fastshape: {message}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _user_error(error: Exception) -> str | None:
@@ -143,7 +218,9 @@ def _user_error(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     from fastshape.geometry import MeshError, NoSurfaceError
     from fastshape.models import CheckpointError
+    from fastshape.pipelines import PrepareError
 
-    if isinstance(error, CommandError | MeshError | NoSurfaceError | CheckpointError | FloatingPointError):
+    ours = (CommandError, MeshError, NoSurfaceError, CheckpointError, PrepareError, FloatingPointError)
+    if isinstance(error, ours):
         return " ".join(str(error).splitlines())
     return None

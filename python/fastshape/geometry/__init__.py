@@ -20,6 +20,9 @@ from fastshape.geometry.mesh import normalize as normalize
 from fastshape.geometry.metrics import Evaluation as Evaluation
 from fastshape.geometry.metrics import Scores as Scores
 from fastshape.geometry.metrics import evaluate as evaluate
+from fastshape.geometry.prepare import Prepared as Prepared
+from fastshape.geometry.prepare import PrepareSpec as PrepareSpec
+from fastshape.geometry.prepare import prepare as prepare
 from fastshape.geometry.render import compare_picture as compare_picture
 from fastshape.geometry.render import render as render
 from fastshape.geometry.render import save_png as save_png

@@ -1,0 +1,280 @@
+"""The run over many meshes: each once, under limits, resumable, shared by ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import prepare_tasks
+import pytest
+
+from fastshape import geometry
+from fastshape.geometry import PrepareSpec, shapes
+from fastshape.models.pretrained import read_safetensors
+from fastshape.pipelines import Item, PrepareError, PrepareReport, Rank, default_rank, find_items, prepare
+from fastshape.pipelines.status import read_lines
+
+SPEC = PrepareSpec(surface=20, volume=30, near=40)
+
+
+def write_items(folder: Path, texts: list[str]) -> list[Path]:
+    """One file for each text, with the extension of a mesh."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:03}.stl" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    return paths
+
+
+def run(inputs: Path | list[Path], output: Path, spec: PrepareSpec = SPEC, **options) -> PrepareReport:
+    options = {"workers": 2, "task": prepare_tasks.digest, **options}
+    return prepare([inputs] if isinstance(inputs, Path) else inputs, output, spec, **options)
+
+
+def tree(output: Path) -> dict[str, str]:
+    """A hash of each file but the status files, whose lines tell times."""
+    return {
+        path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(output.rglob("*"))
+        if path.is_file() and not path.name.startswith("status-")
+    }
+
+
+def status(output: Path) -> list[dict]:
+    return [line for path in sorted(output.glob("status-*.jsonl")) for line in read_lines(path)]
+
+
+def test_meshes_become_files_an_index_and_status_lines(tmp_path) -> None:
+    folder = tmp_path / "meshes"
+    (folder / "deep" / "er").mkdir(parents=True)
+    geometry.save(shapes.torus(segments=16), folder / "torus.ply")
+    geometry.save(shapes.knot(segments=24), folder / "deep" / "er" / "knot.obj")
+    (folder / "empty.stl").touch()
+    (folder / "deep" / "sheet.obj").write_text("v 0 0 0\nv 1 0 0\nf 1 2 2\n")
+    (folder / "notes.md").write_text("no mesh")
+    report = prepare([folder], tmp_path / "out", SPEC, workers=2)
+    assert report.counts == {"ok": 2, "failed": 2}
+    assert sorted(failure.reason for failure in report.failures) == [
+        "file is empty",
+        "no surface area: all triangles are points or lines",
+    ]
+    index = list(read_lines(tmp_path / "out" / "index.jsonl"))
+    assert [Path(line["source"]).name for line in index] in (
+        ["torus.ply", "knot.obj"],
+        ["knot.obj", "torus.ply"],
+    )
+    for line in index:
+        path = tmp_path / "out" / line["file"]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == line["sha256"]
+        tensors, metadata = read_safetensors(path)
+        mesh = geometry.load(line["source"])
+        expected = geometry.prepare(mesh, SPEC)
+        assert tensors.keys() == expected.keys()
+        assert all(bool((tensors[name] == expected[name]).all()) for name in expected)
+        assert json.loads(metadata["spec"]) == SPEC.to_dict()
+        assert metadata["source_sha256"] == hashlib.sha256(Path(line["source"]).read_bytes()).hexdigest()
+        assert line["counts"] == {"surface": 20, "volume": 30, "near": 40}
+    lines = status(tmp_path / "out")
+    assert Counter(line["status"] for line in lines) == {"ok": 2, "failed": 2}
+    assert all(line["seconds"] >= 0 and line["size"] >= 0 for line in lines)
+    assert json.loads((tmp_path / "out" / "spec.json").read_text())["spec_hash"] == SPEC.hash
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path) -> None:
+    write_items(
+        tmp_path / "in", [f"item {n // 2 if n > 30 else n}{' bad' * (n in (5, 17))}" for n in range(40)]
+    )
+    run(tmp_path / "in", tmp_path / "whole", SPEC)
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import prepare_tasks\n"
+        "from fastshape.geometry import PrepareSpec\n"
+        "from fastshape.pipelines import prepare\n"
+        "if __name__ == '__main__':\n"
+        f"    prepare([{str(tmp_path / 'in')!r}], {str(tmp_path / 'out')!r},\n"
+        f"            PrepareSpec.from_json({SPEC.to_json()!r}), workers=2, task=prepare_tasks.slow_digest)\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)])
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out").glob("??/*"))) < 12 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(tmp_path / "out" / "status-0.jsonl", "ab") as file:
+        file.write(b'{"path": "/torn", "status": "o')
+    before = len(list((tmp_path / "out").glob("??/*")))
+    assert 12 <= before < 30
+    report = run(tmp_path / "in", tmp_path / "out", SPEC)
+    assert report.counts["done"] >= 10
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    assert len(tree(tmp_path / "out")) == 2 + report.num_indexed
+    assert all(line["path"] != "/torn" for line in status(tmp_path / "out"))
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("??/*")}
+    again = run(tmp_path / "in", tmp_path / "out", SPEC)
+    assert again.counts.keys() == {"done", "failed before"}
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("??/*")}
+
+
+def test_bad_items_are_failures_with_a_reason_and_the_run_goes_on(tmp_path) -> None:
+    words = ["1", "sleep", "2", "crash", "3", "exit", "allocate", "4", "grow", "mistake", "bad", "5"]
+    write_items(tmp_path / "in", words)
+    report = run(tmp_path / "in", tmp_path / "out", task=prepare_tasks.misbehave, timeout=3.0, memory=1 << 30)
+    assert report.counts == {"ok": 5, "failed": 7}
+    found = {failure.item.path: (failure.kind, failure.reason) for failure in report.failures}
+    by_word = {Path(path).read_text(): answer for path, answer in found.items()}
+    assert by_word["sleep"] == ("timeout", "took more than 3 s")
+    assert by_word["crash"] == ("crash", "the process died of SIGSEGV (something native went wrong)")
+    assert by_word["exit"] == ("crash", "the process ended with code 3")
+    assert by_word["allocate"] == ("memory", "took more than 1,024 MiB")
+    assert by_word["grow"] == ("memory", "took more than 1,024 MiB")
+    assert by_word["bad"] == ("mesh", "this one is bad")
+    kind, reason = by_word["mistake"]
+    assert kind == "error"
+    assert reason.startswith("KeyError: 'nobody expected this' (prepare_tasks.py:")
+    lines = {line["path"]: line for line in status(tmp_path / "out")}
+    assert all(lines[path]["reason"] == reason for path, (_, reason) in found.items())
+    assert report.peak_memory > 1 << 29
+
+
+def test_failures_are_tried_again_on_request_and_when_the_file_changes(tmp_path) -> None:
+    paths = write_items(tmp_path / "in", ["bad 1", "bad 2", "good"])
+    run(tmp_path / "in", tmp_path / "out")
+    calls = run(tmp_path / "in", tmp_path / "out")
+    assert calls.counts == {"failed before": 2, "done": 1}
+    assert [failure.reason for failure in calls.failures] == ["this one is bad"] * 2
+    assert run(tmp_path / "in", tmp_path / "out", retry_failed=True).counts == {"failed": 2, "done": 1}
+    paths[0].write_text("mended")
+    report = run(tmp_path / "in", tmp_path / "out")
+    assert report.counts == {"failed before": 1, "done": 1, "ok": 1}
+    assert report.num_indexed == 2
+    paths[2].write_text("another")  # what was prepared from its former bytes leaves the index
+    assert run(tmp_path / "in", tmp_path / "out").num_indexed == 2
+    line = next(read_lines(tmp_path / "out" / "index.jsonl"))
+    (tmp_path / "out" / line["file"]).unlink()  # a lost file is made again
+    assert run(tmp_path / "in", tmp_path / "out").counts == {"ok": 1, "done": 1, "failed before": 1}
+    assert hashlib.sha256((tmp_path / "out" / line["file"]).read_bytes()).hexdigest() == line["sha256"]
+
+
+def test_equal_inputs_are_done_once(tmp_path) -> None:
+    write_items(tmp_path / "in", ["one", "two", "one", "one", "bad", "bad"])
+    (tmp_path / "in" / "other.ply").write_text("one")  # another extension, another reader
+    report = run(tmp_path / "in", tmp_path / "out")
+    assert report.counts == {"ok": 3, "duplicate": 2, "failed": 2}
+    index = {Path(line["source"]).name: line for line in read_lines(tmp_path / "out" / "index.jsonl")}
+    assert index.keys() == {"000.stl", "001.stl", "other.ply"}
+    assert [Path(path).name for path in index["000.stl"]["duplicates"]] == ["002.stl", "003.stl"]
+    assert Counter(line["status"] for line in status(tmp_path / "out")) == report.counts
+    assert run(tmp_path / "in", tmp_path / "out").counts == {"done": 5, "failed before": 2}
+
+
+def test_ranks_share_the_items_exactly(tmp_path) -> None:
+    write_items(tmp_path / "in", [f"item {n % 25}" for n in range(30)])
+    run(tmp_path / "in", tmp_path / "single")
+    items = find_items([tmp_path / "in"], tmp_path / "out")
+    parts = [[item for item in items if item in Rank(rank, 3)] for rank in range(3)]
+    assert sorted(item.path for part in parts for item in part) == [item.path for item in items]
+    assert all(parts)
+    for rank in range(3):
+        report = run(tmp_path / "in", tmp_path / "out", rank=Rank(rank, 3))
+        assert report.total == len(parts[rank])
+    assert {line["path"]: line["key"] for line in status(tmp_path / "out")} == {
+        line["path"]: line["key"] for line in status(tmp_path / "single")
+    }
+    assert tree(tmp_path / "out") == tree(tmp_path / "single")
+    # Another number of ranks goes on with what the first three have done.
+    assert run(tmp_path / "in", tmp_path / "out").counts == {"done": 30}
+
+
+def test_the_rank_comes_from_the_launcher() -> None:
+    assert default_rank({}) == Rank(0, 1, "")
+    assert default_rank({"RANK": "2", "WORLD_SIZE": "4"}) == Rank(2, 4, "torchrun")
+    task = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}
+    assert default_rank(task) == Rank(0, 1, "")  # a batch script without srun is one process
+    assert default_rank({**task, "SLURM_STEP_ID": "0"}) == Rank(3, 8, "Slurm's tasks")
+    array = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_STEP": "2"}
+    array["SLURM_ARRAY_TASK_COUNT"] = "4"
+    assert default_rank(array) == Rank(2, 4, "Slurm's array")
+    both = default_rank({**task, **array, "SLURM_STEP_ID": "0"})
+    assert (both.rank, both.world_size) == (2 * 8 + 3, 32)
+    with pytest.raises(PrepareError, match="RANK='x', expected an integer"):
+        default_rank({"RANK": "x", "WORLD_SIZE": "4"})
+    with pytest.raises(PrepareError, match=r"the rank must lie in 0\.\.3, got 4"):
+        Rank(4, 4)
+
+
+def test_inputs_are_folders_files_and_lists(tmp_path, monkeypatch) -> None:
+    a, b, c = write_items(tmp_path / "in", ["a", "b", "c"])
+    (tmp_path / "in" / ".hidden.stl").touch()
+    (tmp_path / "in" / "out").mkdir()
+    (tmp_path / "in" / "out" / "x.stl").touch()
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "linked.obj").symlink_to(a)
+    (tmp_path / "list.txt").write_text("# a comment\nin/001.stl\n\n/none.obj\n")
+    (tmp_path / "list.csv").write_text("name,path\nfirst,in/000.stl\n")
+    (tmp_path / "list.jsonl").write_text('{"path": "in/002.stl"}\n"in/000.stl"\n')
+    output = tmp_path / "in" / "out"
+    found = find_items([tmp_path / "in"], output)
+    assert [item.name for item in found] == ["000.stl", "001.stl", "002.stl", "linked.obj"]
+    assert found[0] == Item(str(a), "000.stl")
+    lists = [tmp_path / name for name in ("list.txt", "list.csv", "list.jsonl")]
+    assert [item.path for item in find_items(lists, output)] == [str(b), "/none.obj", str(a), str(c)]
+    monkeypatch.chdir(tmp_path)
+    assert find_items(["in/000.stl", a], output) == [Item(str(a), "in/000.stl")]
+    (tmp_path / "bad.csv").write_text("name\nx\n")
+    (tmp_path / "bad.jsonl").write_text('{"file": 1}\n')
+    for name, message in (
+        ("none", "no such file or folder"),
+        ("bad.csv", "expected a column 'path', got name"),
+        ("bad.jsonl", "line 1: expected an object with 'path'"),
+        (Path(__file__), "expected a folder, a mesh"),
+    ):
+        with pytest.raises(PrepareError, match=message):
+            find_items([name], output)
+    report = run([tmp_path / "list.txt"], tmp_path / "result")
+    assert report.counts == {"ok": 1, "failed": 1}
+    assert report.failures[0].reason == "no such file"
+
+
+def test_what_stops_a_run_is_one_clear_error(tmp_path) -> None:
+    write_items(tmp_path / "in", ["a"])
+    run(tmp_path / "in", tmp_path / "out")
+    other = PrepareSpec(surface=21, volume=30, near=40, seed=1)
+    with pytest.raises(
+        PrepareError, match=r"another specification \(surface 20 there, 21 here; seed 0 there"
+    ):
+        run(tmp_path / "in", tmp_path / "out", other)
+    (tmp_path / "file").touch()
+    with pytest.raises(PrepareError, match="a file is in the way"):
+        run(tmp_path / "in", tmp_path / "file")
+    (tmp_path / "out" / "spec.json").write_text("{}")
+    with pytest.raises(PrepareError, match="not a specification"):
+        run(tmp_path / "in", tmp_path / "out")
+
+
+def test_two_processes_of_one_rank_are_refused(tmp_path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    write_items(tmp_path / "in", ["a"])
+    run(tmp_path / "in", tmp_path / "out")
+    with open(tmp_path / "out" / "status-0.jsonl", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(PrepareError, match="another process is writing it; give each its own --rank"):
+            run(tmp_path / "in", tmp_path / "out")
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(tmp_path) -> None:
+    write_items(tmp_path / "in", ["a", "b"])
+    (tmp_path / "out").mkdir()
+    for number in range(256):
+        (tmp_path / "out" / f"{number:02x}").touch()
+    with pytest.raises(PrepareError, match=r"cannot write .*safetensors \(File exists\)"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*"))
