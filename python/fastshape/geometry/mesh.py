@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -187,30 +188,39 @@ class Normalization:
 
 
 def normalize(
-    mesh: Mesh, *, extent: float = 1.0, dtype: torch.dtype = torch.float32
+    mesh: Mesh,
+    *,
+    extent: float = 1.0,
+    fit: Literal["box", "sphere"] = "box",
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Mesh, Normalization]:
-    """Center the bounding box of a mesh at the origin and scale its longest side to `2 * extent`.
+    """Center the bounding box of a mesh at the origin and scale it to a cube or a ball.
 
     Unused vertices do not count: only vertices of faces make the box.
 
     Args:
         mesh: any mesh with a surface.
-        extent: largest absolute coordinate of the result.
+        extent: largest absolute coordinate of the result, or largest distance from the origin.
+        fit: "box" scales the longest side of the bounding box to `2 * extent`, "sphere" the vertex that is
+            farthest from the box's center to `extent`.
         dtype: dtype of the result; the arithmetic is float64.
 
     Returns:
-        The mesh in [-extent, extent]^3, and the `Normalization` whose `undo_mesh` leads back.
+        The mesh in [-extent, extent]^3 or the ball, and the `Normalization` whose `undo_mesh` leads back.
 
     Raises:
-        ValueError: no faces, or all points equal.
+        ValueError: no faces, all points equal, or an unknown `fit`.
     """
+    if fit not in ("box", "sphere"):
+        raise ValueError(f'`fit` must be "box" or "sphere", got {fit!r}')
     if not mesh.num_faces:
         raise ValueError("a mesh without faces cannot be normalized")
     used = mesh.vertices.double()[mesh.faces.reshape(-1)]
     low, high = used.amin(0), used.amax(0)
-    size = float((high - low).max())
-    if not size > 0:
+    middle = low + (high - low) / 2
+    half = (high - low).max() / 2 if fit == "box" else (used - middle).norm(dim=1).max()
+    if not float(half) > 0:
         raise ValueError("all points of the mesh are equal: it has no size to normalize")
-    center = (low + (high - low) / 2).tolist()
-    normalization = Normalization((center[0], center[1], center[2]), 2 * extent / size)
+    center = middle.tolist()
+    normalization = Normalization((center[0], center[1], center[2]), extent / float(half))
     return normalization.apply_mesh(mesh, dtype), normalization
