@@ -41,7 +41,9 @@ def read_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[dict
         raise CheckpointError(f"{name} holds no parameters: expected a mapping from names to tensors")
     wrong = [k for k, value in content.items() if not isinstance(k, str) or not isinstance(value, Tensor)]
     if wrong:
-        raise CheckpointError(f"{name} holds no parameters: {wrong[0]!r} is not a tensor")
+        inner = [repr(key) for key, value in content.items() if isinstance(value, Mapping) and value]
+        hint = f"; load the file and pass one of {', '.join(inner)}" if inner else ""
+        raise CheckpointError(f"{name} holds no parameters: {wrong[0]!r} is not a tensor{hint}")
     if all(key.startswith("module.") for key in content):
         content = {key.removeprefix("module."): value for key, value in content.items()}
     return dict(content), name

@@ -20,6 +20,7 @@ from fastshape.geometry.mesh import normalize as normalize
 from fastshape.geometry.metrics import Evaluation as Evaluation
 from fastshape.geometry.metrics import Scores as Scores
 from fastshape.geometry.metrics import evaluate as evaluate
+from fastshape.geometry.orientation import orient as orient
 from fastshape.geometry.prepare import Prepared as Prepared
 from fastshape.geometry.prepare import PrepareSpec as PrepareSpec
 from fastshape.geometry.prepare import prepare as prepare

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from fastshape import ops
+from fastshape.geometry.mesh import Mesh
+
+
+def orient(mesh: Mesh) -> Mesh:
+    """The mesh with its faces turned by the rule of :func:`oriented_faces`, and a note of how many were."""
+    faces = oriented_faces(mesh.vertices.detach(), mesh.faces)
+    turned = int((faces != mesh.faces).any(1).sum())
+    if not turned:
+        return mesh
+    return replace(mesh, faces=faces, notes=(*mesh.notes, f"{turned} faces turned over"))
 
 
 def oriented_faces(vertices: Tensor, faces: Tensor) -> Tensor:

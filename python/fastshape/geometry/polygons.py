@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+_CHUNK = 1 << 20  # corners judged at a time
+
 
 def triangulate(vertices: np.ndarray, indices: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, int]:
     """Cut polygons into triangles: convex ones as fans from their first corner, others by ear clipping.
@@ -12,30 +14,31 @@ def triangulate(vertices: np.ndarray, indices: np.ndarray, sizes: np.ndarray) ->
     flat are judged in the plane of their Newell normal.
 
     Args:
-        vertices: (V, 3) float64, finite where used.
+        vertices: (V, 3), finite where used; judged in float64.
         indices: corners of all polygons, one polygon after the other.
         sizes: number of corners of each polygon, at least 3.
 
     Returns:
         Triangles (F, 3) in the order of the polygons, and how many polygons were not convex.
     """
-    if (sizes == 3).all():
+    if int(sizes.max(initial=0)) == 3 == int(sizes.min(initial=3)):
         return indices.reshape(-1, 3), 0
     starts = np.cumsum(sizes) - sizes
     first_triangle = np.cumsum(sizes - 2) - (sizes - 2)
-    triangles = np.empty((int((sizes - 2).sum()), 3), np.int64)
+    triangles = np.empty((int((sizes - 2).sum()), 3), indices.dtype)
     concave = 0
     for size in np.unique(sizes):
-        which = np.flatnonzero(sizes == size)
-        corners = indices[starts[which][:, None] + np.arange(size)]
+        every = np.flatnonzero(sizes == size)
         fan = np.stack([np.zeros(size - 2, np.int64), np.arange(1, size - 1), np.arange(2, size)], 1)
-        cut = corners[:, fan]
-        if size > 3:
-            convex = _is_convex(vertices[corners])
-            for row in np.flatnonzero(~convex):
-                cut[row] = corners[row][_clip_ears(vertices[corners[row]])]
-            concave += int((~convex).sum())
-        triangles[first_triangle[which][:, None] + np.arange(size - 2)] = cut
+        for which in np.array_split(every, len(every) * int(size) // _CHUNK + 1):
+            corners = indices[starts[which][:, None] + np.arange(size)]
+            cut = corners[:, fan]
+            if size > 3:
+                convex = _is_convex(vertices[corners].astype(np.float64))
+                for row in np.flatnonzero(~convex):
+                    cut[row] = corners[row][_clip_ears(vertices[corners[row]].astype(np.float64))]
+                concave += int((~convex).sum())
+            triangles[first_triangle[which][:, None] + np.arange(size - 2)] = cut
     return triangles, concave
 
 

@@ -120,15 +120,28 @@ def load_exactly(
 ) -> None:
     """Loads `tensors` into `module` if their names and shapes are exactly the module's, or changes nothing.
 
+    Other floating types are cast; integers where the module has floating numbers are refused.
+
     Raises:
-        CheckpointError: with a list of every missing, extra and misshapen name.
+        CheckpointError: with a list of every missing, extra, misshapen and mistyped name.
     """
+    state = module.state_dict()
     compare_shapes(
-        {name: tuple(t.shape) for name, t in module.state_dict().items()},
+        {name: tuple(t.shape) for name, t in state.items()},
         {name: tuple(t.shape) for name, t in tensors.items()},
         source,
         names,
     )
+    mistyped = [
+        f"  mistyped   {name}: {tensors[name].dtype}, expected {state[name].dtype}"
+        for name in sorted(state)
+        if tensors[name].is_floating_point() != state[name].is_floating_point()
+    ]
+    if mistyped:
+        raise CheckpointError(
+            f"{source} does not fit the model: {len(mistyped)} mistyped {names}; nothing was loaded\n"
+            + "\n".join(mistyped)
+        )
     module.load_state_dict(dict(tensors), strict=True)
 
 
@@ -225,9 +238,9 @@ class PretrainedModel(nn.Module):
             raise CheckpointError(f"{config_path} is not a model configuration: {error!r}") from error
         if name != cls.__name__:
             raise CheckpointError(f"{config_path} describes a {name}, not a {cls.__name__}")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
+        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
             raise CheckpointError(
-                f"{config_path} has format version {version}; this release reads up to {FORMAT_VERSION}"
+                f"{config_path} has format version {version}; this release reads 1 to {FORMAT_VERSION}"
             )
         try:
             model = cls(cls.Config.from_dict(values))  # type: ignore[call-arg]
