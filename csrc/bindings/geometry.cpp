@@ -1,5 +1,6 @@
 #include <pybind11/pybind11.h>
 
+#include "bindings/arguments.h"
 #include "bindings/run.h"
 #include "bindings/tensor.h"
 #include "geometry/build_bvh.h"
@@ -15,38 +16,10 @@ namespace py = pybind11;
 namespace fastshape {
 namespace {
 
-const std::initializer_list<DType> kFloats = {DType::float32, DType::float64};
-
-void require_like(const Tensor& first, const char* first_name, const Tensor& tensor,
-                  const char* name) {
-  require_dtype(tensor, name, kFloats);
-  FASTSHAPE_CHECK_TYPE(tensor.dtype() == first.dtype(), "`", name, "` must be ",
-                       dtype_name(first.dtype()), " as `", first_name, "`, got ",
-                       dtype_name(tensor.dtype()));
-  require_same_device(first, first_name, tensor, name);
-}
-
-// Calls f(float()) or f(double()).
-template <class F>
-void with_dtype(const Tensor& tensor, F&& f) {
-  if (tensor.dtype() == DType::float32)
-    f(float());
-  else
-    f(double());
-}
-
 void require_mesh(const Tensor& vertices, const Tensor& faces) {
   require(vertices, "vertices", kFloats, {-1, 3}, "(V, 3)");
   require(faces, "faces", {DType::int64}, {-1, 3}, "(F, 3)");
   require_same_device(vertices, "vertices", faces, "faces");
-}
-
-// An array beside `first`: same dtype, same device.
-void require_output(const Tensor& first, const char* first_name, const Tensor& tensor,
-                    const char* name, std::initializer_list<int64_t> shape,
-                    const char* shape_name) {
-  require_like(first, first_name, tensor, name);
-  require_shape(tensor, name, shape, shape_name);
 }
 
 void require_hierarchy(const Tensor& first, const char* name, const Tensor& boxes,
@@ -79,20 +52,6 @@ BvhView<T> view_bvh(const Tensor& boxes, const Tensor& first_child, const Tensor
   return {boxes.data<T>(),     first_child.data<int32_t>(),
           triangles.data<T>(), face_index.data<int32_t>(),
           boxes.size(0),       triangles.size(0)};
-}
-
-// For CUDA tensors, and for every tensor in the emulated module; the CPU kernels need none.
-struct Workspace {
-  void* data = nullptr;
-  size_t bytes = 0;
-};
-
-Workspace open_workspace(const Tensor& first, const char* name,
-                         const std::optional<Tensor>& workspace) {
-  if (!workspace) return {};
-  require_dtype(*workspace, "workspace", {DType::uint8});
-  require_same_device(first, name, *workspace, "workspace");
-  return {workspace->data<void>(), static_cast<size_t>(workspace->numel())};
 }
 
 void build_bvh(const Tensor& vertices, const Tensor& faces, bool hilbert_order,
@@ -261,12 +220,6 @@ void ray_parity(const Tensor& points, const Tensor& directions, const Tensor& bo
         FASTSHAPE_CUDA(cuda::ray_parity(task, space.data, space.bytes, stream)));
   });
 }
-
-#if defined(FASTSHAPE_HAS_CUDA) || defined(FASTSHAPE_EMULATION)
-#define FASTSHAPE_WORKSPACE(op) &cuda::op##_workspace_bytes
-#else
-#define FASTSHAPE_WORKSPACE(op) +[](int64_t) { return size_t{0}; }
-#endif
 
 }  // namespace
 

@@ -2,9 +2,11 @@
 
 #include <limits>
 
+#include "bindings/arguments.h"
 #include "bindings/run.h"
 #include "bindings/tensor.h"
 #include "isosurface/flood_fill.h"
+#include "isosurface/marching_cubes_sparse.h"
 
 namespace py = pybind11;
 
@@ -31,14 +33,7 @@ void flood_fill(const Tensor& points, const Tensor& solid, int64_t size_x, int64
   require_lattice(solid.numel(), size_x, size_y, size_z);
   require(reached, "reached", {DType::boolean}, {points.size(0)}, "(N,)");
   require_same_device(points, "points", reached, "reached");
-  [[maybe_unused]] void* space = nullptr;
-  [[maybe_unused]] size_t space_bytes = 0;
-  if (workspace) {
-    require_dtype(*workspace, "workspace", {DType::uint8});
-    require_same_device(points, "points", *workspace, "workspace");
-    space = workspace->data<void>();
-    space_bytes = static_cast<size_t>(workspace->numel());
-  }
+  [[maybe_unused]] const Workspace space = open_workspace(points, "points", workspace);
   const FloodFill task{points.data<int64_t>(),
                        points.numel(),
                        solid.data<int64_t>(),
@@ -48,7 +43,106 @@ void flood_fill(const Tensor& points, const Tensor& solid, int64_t size_x, int64
                        size_z,
                        reached.data<bool>()};
   run(points, FASTSHAPE_CPU(cpu::flood_fill(task)),
-      FASTSHAPE_CUDA(cuda::flood_fill(task, space, space_bytes, stream)));
+      FASTSHAPE_CUDA(cuda::flood_fill(task, space.data, space.bytes, stream)));
+}
+
+constexpr int64_t kNumCounts = sizeof(MarchingCubesCounts) / sizeof(int64_t);
+
+void require_workspace(const Workspace& space, size_t bytes) {
+  FASTSHAPE_CHECK_VALUE(space.bytes >= bytes, "the workspace has ", space.bytes, " bytes, ", bytes,
+                        " are needed");
+}
+
+// The emulated module allocates as CUDA does, this one as the tensor's device does.
+template <class Cpu, class Cuda>
+size_t bytes_on([[maybe_unused]] bool cuda_device, [[maybe_unused]] Cpu&& cpu,
+                [[maybe_unused]] Cuda&& cuda) {
+#if defined(FASTSHAPE_EMULATION)
+  return cuda();
+#elif defined(FASTSHAPE_HAS_CUDA)
+  return cuda_device ? cuda() : cpu();
+#else
+  return cpu();
+#endif
+}
+
+#if defined(FASTSHAPE_EMULATION)
+#define FASTSHAPE_CPU_BYTES(...) [] { return size_t{0}; }
+#define FASTSHAPE_CUDA_BYTES(...) [&] { return cuda::__VA_ARGS__; }
+#elif defined(FASTSHAPE_HAS_CUDA)
+#define FASTSHAPE_CPU_BYTES(...) [&] { return cpu::__VA_ARGS__; }
+#define FASTSHAPE_CUDA_BYTES(...) [&] { return cuda::__VA_ARGS__; }
+#else
+#define FASTSHAPE_CPU_BYTES(...) [&] { return cpu::__VA_ARGS__; }
+#define FASTSHAPE_CUDA_BYTES(...) [] { return size_t{0}; }
+#endif
+
+size_t marching_cubes_sparse_workspace_bytes(int64_t num_cells, bool cuda_device) {
+  return bytes_on(cuda_device,
+                  FASTSHAPE_CPU_BYTES(marching_cubes_sparse_workspace_bytes(num_cells)),
+                  FASTSHAPE_CUDA_BYTES(marching_cubes_sparse_workspace_bytes(num_cells)));
+}
+
+size_t marching_cubes_sparse_fill_workspace_bytes([[maybe_unused]] int64_t num_vertices,
+                                                  bool cuda_device) {
+  return bytes_on(
+      cuda_device, [] { return size_t{0}; },
+      FASTSHAPE_CUDA_BYTES(marching_cubes_sparse_fill_workspace_bytes(num_vertices)));
+}
+
+Workspace require_cells(const Tensor& values, const Tensor& coords, const Tensor& workspace) {
+  require(values, "values", kFloats, {-1, 8}, "(N, 8)");
+  require(coords, "coords", {DType::int32}, {values.size(0), 3}, "(N, 3)");
+  require_same_device(values, "values", coords, "coords");
+  FASTSHAPE_CHECK_VALUE(values.size(0) <= kMaxSparseCells, "`values` must have at most ",
+                        kMaxSparseCells, " rows, got ", values.size(0));
+  const Workspace space = open_workspace(values, "values", workspace);
+  require_workspace(space, marching_cubes_sparse_workspace_bytes(values.size(0),
+                                                                 values.device() == Device::cuda));
+  return space;
+}
+
+template <class T>
+MarchingCubesSparse<T> sparse_task(const Tensor& values, const Tensor& coords, double level) {
+  return {values.data<T>(), coords.data<int32_t>(), values.size(0), static_cast<T>(level)};
+}
+
+void marching_cubes_sparse_count(const Tensor& values, const Tensor& coords, double level,
+                                 const Tensor& workspace, const Tensor& counts) {
+  [[maybe_unused]] const Workspace space = require_cells(values, coords, workspace);
+  require(counts, "counts", {DType::int64}, {kNumCounts}, "(4,)");
+  require_same_device(values, "values", counts, "counts");
+  auto* const found = reinterpret_cast<MarchingCubesCounts*>(counts.data<int64_t>());
+  with_dtype(values, [&](auto zero) {
+    const auto task = sparse_task<decltype(zero)>(values, coords, level);
+    run(values, FASTSHAPE_CPU(cpu::marching_cubes_sparse_count(task, space.data, found)),
+        FASTSHAPE_CUDA(cuda::marching_cubes_sparse_count(task, space.data, found, stream)));
+  });
+}
+
+void marching_cubes_sparse_fill(const Tensor& values, const Tensor& coords, double level,
+                                const Tensor& workspace,
+                                const std::optional<Tensor>& fill_workspace, int64_t num_crossed,
+                                const Tensor& vertices, const Tensor& faces, const Tensor& source) {
+  [[maybe_unused]] const Workspace space = require_cells(values, coords, workspace);
+  require_output(values, "values", vertices, "vertices", {-1, 3}, "(V, 3)");
+  require(faces, "faces", {DType::int64}, {-1, 3}, "(F, 3)");
+  require_same_device(values, "values", faces, "faces");
+  require(source, "source", {DType::int64}, {vertices.size(0)}, "(V,)");
+  require_same_device(values, "values", source, "source");
+  const MarchingCubesCounts counts{vertices.size(0), faces.size(0), num_crossed, values.size(0)};
+  [[maybe_unused]] const Workspace fill_space = open_workspace(values, "values", fill_workspace);
+  require_workspace(fill_space, marching_cubes_sparse_fill_workspace_bytes(
+                                    counts.num_vertices, values.device() == Device::cuda));
+  with_dtype(values, [&](auto zero) {
+    using T = decltype(zero);
+    const auto task = sparse_task<T>(values, coords, level);
+    const MarchingCubesMesh<T> mesh{vertices.data<T>(), faces.data<int64_t>(),
+                                    source.data<int64_t>()};
+    run(values, FASTSHAPE_CPU(cpu::marching_cubes_sparse_fill(task, space.data, counts, mesh)),
+        FASTSHAPE_CUDA(cuda::marching_cubes_sparse_fill(task, space.data, fill_space.data, counts,
+                                                        mesh, stream)));
+  });
 }
 
 }  // namespace
@@ -67,6 +161,15 @@ void bind_isosurface(py::module_& m) {
 #endif
       },
       py::arg("num_solid"), py::arg("size_x"), py::arg("size_y"), py::arg("size_z"));
+  m.def("marching_cubes_sparse_workspace_bytes", &marching_cubes_sparse_workspace_bytes,
+        py::arg("num_cells"), py::arg("cuda"));
+  m.def("marching_cubes_sparse_fill_workspace_bytes", &marching_cubes_sparse_fill_workspace_bytes,
+        py::arg("num_vertices"), py::arg("cuda"));
+  m.def("marching_cubes_sparse_count", &marching_cubes_sparse_count, py::arg("values"),
+        py::arg("coords"), py::arg("level"), py::arg("workspace"), py::arg("counts"));
+  m.def("marching_cubes_sparse_fill", &marching_cubes_sparse_fill, py::arg("values"),
+        py::arg("coords"), py::arg("level"), py::arg("workspace"), py::arg("fill_workspace"),
+        py::arg("num_crossed"), py::arg("vertices"), py::arg("faces"), py::arg("source"));
 }
 
 }  // namespace fastshape

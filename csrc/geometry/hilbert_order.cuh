@@ -7,6 +7,8 @@
 
 #include "core/cuda_utils.cuh"
 #include "core/device_algorithms.cuh"
+#include "core/elementwise.cuh"
+#include "core/workspace.h"
 #include "geometry/hilbert.h"
 
 #if defined(__CUDACC__)
@@ -16,31 +18,6 @@
 #endif
 
 namespace fastshape::cuda {
-
-constexpr unsigned kBlock = 128;
-
-inline dim3 blocks_for(int64_t n) { return dim3(static_cast<unsigned>((n + kBlock - 1) / kBlock)); }
-
-__device__ __forceinline__ int64_t thread_index() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
-
-// Cuts one allocation into aligned arrays; the first pass, with a null pointer, only counts.
-class WorkspaceCutter {
- public:
-  explicit WorkspaceCutter(void* begin) : begin_(static_cast<unsigned char*>(begin)) {}
-  template <class T>
-  T* take(int64_t count) {
-    unsigned char* const here = begin_ == nullptr ? nullptr : begin_ + bytes_;
-    bytes_ += (static_cast<size_t>(count) * sizeof(T) + 255) / 256 * 256;
-    return reinterpret_cast<T*>(here);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  unsigned char* begin_;
-  size_t bytes_ = 0;
-};
 
 struct HilbertWorkspace {
   unsigned long long* bounds;  // three lows, three highs, as ordered integers

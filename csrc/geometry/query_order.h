@@ -6,16 +6,9 @@
 #include <vector>
 
 #include "core/parallel.h"
+#include "core/radix_sort.h"
 
 namespace fastshape::cpu {
-
-struct KeyIndex {
-  uint64_t key;
-  uint32_t index;
-};
-
-// Stable, ascending, by the low `bits` bits of the key.
-void radix_sort(std::vector<KeyIndex>& items, int bits);
 
 // (num_points,) indices; instantiated for float and double.
 template <class T>

@@ -1,16 +1,9 @@
 #include "core/cuda_utils.cuh"
+#include "core/elementwise.cuh"
 #include "isosurface/flood_fill.h"
 
 namespace fastshape::cuda {
 namespace {
-
-constexpr unsigned kBlock = 128;
-
-dim3 blocks_for(int64_t n) { return dim3(static_cast<unsigned>((n + kBlock - 1) / kBlock)); }
-
-__device__ __forceinline__ int64_t thread_index() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
 
 struct Relaxed {
   __device__ int32_t load(const int32_t* address) const { return load_relaxed(address); }

@@ -116,3 +116,19 @@ def flood_fill(
     reached: Tensor,
 ) -> None: ...
 def flood_fill_workspace_bytes(num_solid: int, size_x: int, size_y: int, size_z: int) -> int: ...
+def marching_cubes_sparse_workspace_bytes(num_cells: int, cuda: bool) -> int: ...
+def marching_cubes_sparse_fill_workspace_bytes(num_vertices: int, cuda: bool) -> int: ...
+def marching_cubes_sparse_count(
+    values: Tensor, coords: Tensor, level: float, workspace: Tensor, counts: Tensor
+) -> None: ...
+def marching_cubes_sparse_fill(
+    values: Tensor,
+    coords: Tensor,
+    level: float,
+    workspace: Tensor,
+    fill_workspace: Tensor | None,
+    num_crossed: int,
+    vertices: Tensor,
+    faces: Tensor,
+    source: Tensor,
+) -> None: ...

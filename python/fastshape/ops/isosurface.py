@@ -70,3 +70,103 @@ def flood_fill(
     if not solid_is_sorted:
         solid = solid.sort().values
     return _flood_fill_op(points, solid, list(shape))
+
+
+# ---- Meshes ------------------------------------------------------------------------------------------------
+
+_MAX_COORD = 2**20 - 2  # kMaxCellCoord in csrc/isosurface/marching_cubes_sparse.h
+_NUM_COUNTS = 4  # MarchingCubesCounts
+
+
+def _bytes(size: int, like: Tensor) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=like.device)
+
+
+def _new_mesh(
+    values: Tensor, num_vertices: int | torch.SymInt, num_faces: int | torch.SymInt
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        values.new_empty(num_vertices, 3),
+        values.new_empty(num_faces, 3, dtype=torch.int64),
+        values.new_empty(num_vertices, dtype=torch.int64),
+    )
+
+
+def _fake_mesh(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    context = torch.library.get_ctx()
+    return _new_mesh(values, context.new_dynamic_size(), context.new_dynamic_size())
+
+
+# ---- marching_cubes_sparse ---------------------------------------------------------------------------------
+
+
+def _marching_cubes_sparse(values: Tensor, coords: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
+    module, op = backend(), "marching_cubes_sparse"
+    num_cells = values.shape[0] if values.ndim else 0
+    workspace = _bytes(module.marching_cubes_sparse_workspace_bytes(num_cells, values.is_cuda), values)
+    counts = values.new_empty(_NUM_COUNTS, dtype=torch.int64)
+    module.marching_cubes_sparse_count(values, coords, level, workspace, counts)
+    num_vertices, num_faces, num_crossed, bad_cell = counts.tolist()  # the sync
+    if bad_cell < num_cells:
+        raise ValueError(
+            f"`coords` must lie in [0, {_MAX_COORD}], got {coords[bad_cell].tolist()} in cell {bad_cell}"
+        )
+    if num_vertices >= 2**32:
+        raise ValueError(f"{op}: {num_vertices} vertices; fewer than 2^32 are supported")
+    fill_workspace = _bytes(
+        module.marching_cubes_sparse_fill_workspace_bytes(num_vertices, values.is_cuda), values
+    )
+    vertices, faces, source = _new_mesh(values, num_vertices, num_faces)
+    module.marching_cubes_sparse_fill(
+        values, coords, level, workspace, fill_workspace, num_crossed, vertices, faces, source
+    )
+    return vertices, faces, source
+
+
+_marching_cubes_sparse_op = define(
+    "marching_cubes_sparse(Tensor values, Tensor coords, float level) -> (Tensor, Tensor, Tensor)",
+    implementation=_marching_cubes_sparse,
+    fake=lambda values, coords, level: _fake_mesh(values),
+)
+
+
+def marching_cubes_sparse(values: Tensor, coords: Tensor, *, level: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The surface where a field that is sampled at the corners of some lattice cells crosses a level.
+
+    A corner is inside where its value is below ``level``. A value equal to the level is outside, as is NaN.
+    An edge of a cell with one end inside has one vertex, where linear interpolation reaches the level: at a
+    lattice point itself where the value there equals the level, so that triangles without area are possible;
+    in the middle where an infinite value or NaN leaves it undefined.
+
+    On every ambiguous face of a cell the inside corners are separated, by the face's four signs alone. So
+    wherever a cell's neighbors are in the list too, the mesh is closed, and every edge has exactly two faces
+    that run through it in opposite directions; elsewhere it is open, along cell faces. Up to five triangles
+    a cell.
+
+    Vertices are in the order of (x, y, z, axis) of their lattice edges, whichever cells the list has in
+    which order; faces in the order of their cells in the list.
+
+    Args:
+        values: (N, 8), float32 or float64, contiguous: at the lattice points
+            ``coords[n] + (i & 1, i >> 1 & 1, i >> 2 & 1)``, i = 0..7. Cells that share a lattice point must
+            agree on its value. N at most 357,913,941.
+        coords: (N, 3) int32, contiguous, each in [0, 1048574]; no cell twice, or its part of the surface is
+            there twice.
+        level: the value on the surface, rounded to the dtype of ``values``.
+
+    Returns:
+        ``vertices`` (V, 3), dtype of ``values``, in units of the lattice; ``faces`` (F, 3) int64,
+        counterclockwise seen from outside (values at or above the level).
+
+    Raises:
+        TypeError: not a tensor, wrong dtype.
+        ValueError: wrong shape, another device, not contiguous, coordinates out of range.
+
+    Gradient: none yet.
+
+    Device: CPU and CUDA with equal results; one sync, as the sizes of the outputs depend on the values.
+
+    Reference: Lorensen and Cline 1987. The cases are derived from the signs, see ``fastshape.reference``,
+    with triangles whose inner edges lie in no face of a cell.
+    """
+    return _marching_cubes_sparse_op(values, coords, float(level))[:2]
