@@ -15,9 +15,9 @@ import prepare_tasks
 import pytest
 
 from fastshape import geometry
-from fastshape.geometry import PrepareSpec, shapes
+from fastshape.geometry import PrepareError, PrepareSpec, shapes
 from fastshape.models.pretrained import read_safetensors
-from fastshape.pipelines import Item, PrepareError, PrepareReport, Rank, default_rank, find_items, prepare
+from fastshape.pipelines import Item, PrepareReport, Rank, default_rank, find_items, prepare
 from fastshape.pipelines.status import read_lines
 
 SPEC = PrepareSpec(surface=20, volume=30, near=40)

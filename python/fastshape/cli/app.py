@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     _add_common(demo)
 
     _add_prepare(commands)
+    _add_pack(commands)
     commands.add_parser("info", help="what this build and this machine have", description="What is here.")
     return top
 
@@ -124,6 +125,20 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     prepare.add_argument("--world-size", type=_at_least(1), metavar="W", help="processes that share the work")
     prepare.add_argument("--strict", action="store_true", help="exit code 1 if any mesh failed, else 0")
+
+
+def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="prepared shapes to tar shards",
+        description="Packs what `prepare` wrote into tar files that webdataset reads: for each shape "
+        "KEY.json and KEY.safetensors, sorted, the same bytes for the same shapes.",
+    )
+    pack.add_argument("input", metavar="PREPARED", help="the folder that `prepare` wrote")
+    pack.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
+    pack.add_argument(
+        "--shard-size", type=_size, default=_size("1GB"), metavar="SIZE", help="largest file; default: 1GB"
+    )
 
 
 def _size(text: str) -> int:
@@ -216,9 +231,8 @@ def _user_error(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    from fastshape.geometry import MeshError, NoSurfaceError
+    from fastshape.geometry import MeshError, NoSurfaceError, PrepareError
     from fastshape.models import CheckpointError
-    from fastshape.pipelines import PrepareError
 
     ours = (CommandError, MeshError, NoSurfaceError, CheckpointError, PrepareError, FloatingPointError)
     if isinstance(error, ours):

@@ -24,6 +24,11 @@ from fastshape.geometry.orientation import orient as orient
 from fastshape.geometry.prepare import Prepared as Prepared
 from fastshape.geometry.prepare import PrepareSpec as PrepareSpec
 from fastshape.geometry.prepare import prepare as prepare
+from fastshape.geometry.prepared import PackedShapes as PackedShapes
+from fastshape.geometry.prepared import PreparedFolder as PreparedFolder
+from fastshape.geometry.prepared import PreparedShapes as PreparedShapes
+from fastshape.geometry.prepared import PrepareError as PrepareError
+from fastshape.geometry.prepared import open_prepared as open_prepared
 from fastshape.geometry.queries import QUERY_PRESETS as QUERY_PRESETS
 from fastshape.geometry.queries import Queries as Queries
 from fastshape.geometry.queries import QueryPreset as QueryPreset

@@ -39,7 +39,9 @@ class PrepareSpec:
         dtype: "float32" or "float16", of all stored numbers. Queries are rounded first and labeled where they
             then are.
         sign: the rule for inside and outside, see `geometry.signed_distance`.
-        seed: of every draw, together with the mesh itself: two meshes get different points.
+        seed: of every draw.
+        per_mesh: the draws follow from the seed and the mesh, so that no two meshes share their volume
+            points; False: from the seed alone.
     """
 
     name: str = "custom"
@@ -52,6 +54,7 @@ class PrepareSpec:
     dtype: str = "float32"
     sign: str = "auto"
     seed: int = 0
+    per_mesh: bool = True
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -156,7 +159,7 @@ def _check_type(name: str, value: Any, expected: Any) -> None:
         right, words = _is_number(value), "a number"
     else:
         right = type(value) is expected
-        words = {int: "an integer", str: "a word"}[expected]
+        words = {int: "an integer", str: "a word", bool: "true or false"}[expected]
     if not right:
         raise TypeError(f"`{name}` must be {words}, got {value!r}")
 
@@ -194,7 +197,7 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
     """
     spec = PrepareSpec.preset("vecset") if spec is None else spec
     normalized, normalization = normalize(mesh)
-    draws = _Draws(spec.seed, mesh)
+    draws = _Draws(spec.seed, mesh if spec.per_mesh else None)
     dtype = getattr(torch, spec.dtype)
     tensors: dict[str, Tensor] = {}
     if spec.surface:
@@ -228,12 +231,13 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
 
 
 class _Draws:
-    """Generators that are a function of the seed, the mesh and a word."""
+    """Generators that are a function of the seed, the mesh if there is one, and a word."""
 
-    def __init__(self, seed: int, mesh: Mesh) -> None:
+    def __init__(self, seed: int, mesh: Mesh | None) -> None:
         digest = hashlib.sha256(repr(seed).encode())
-        digest.update(mesh.vertices.double().contiguous().numpy().data)
-        digest.update(mesh.faces.contiguous().numpy().data)
+        if mesh is not None:
+            digest.update(mesh.vertices.double().contiguous().numpy().data)
+            digest.update(mesh.faces.contiguous().numpy().data)
         self._digest = digest
 
     def __call__(self, word: str) -> torch.Generator:

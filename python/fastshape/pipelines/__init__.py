@@ -1,10 +1,11 @@
 """Whole ways through the library: a mesh in, a mesh out."""
 
 from fastshape.pipelines.inputs import Item as Item
-from fastshape.pipelines.inputs import PrepareError as PrepareError
 from fastshape.pipelines.inputs import Rank as Rank
 from fastshape.pipelines.inputs import default_rank as default_rank
 from fastshape.pipelines.inputs import find_items as find_items
+from fastshape.pipelines.pack import PackReport as PackReport
+from fastshape.pipelines.pack import pack as pack
 from fastshape.pipelines.prepare import ItemResult as ItemResult
 from fastshape.pipelines.prepare import PrepareInterrupted as PrepareInterrupted
 from fastshape.pipelines.prepare import PrepareReport as PrepareReport

@@ -10,13 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastshape.geometry import PrepareError
 from fastshape.geometry.formats import READERS
 
 LISTS = (".txt", ".csv", ".jsonl")
-
-
-class PrepareError(ValueError):
-    """What keeps a whole run from going on: its arguments, its folder, a full disk."""
 
 
 @dataclass(frozen=True)

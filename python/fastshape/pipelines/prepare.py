@@ -26,13 +26,11 @@ from typing import Any
 
 from fastshape.geometry import MeshError, Prepared, PrepareSpec, load
 from fastshape.geometry import prepare as prepare_mesh
+from fastshape.geometry.prepared import FORMAT_VERSION, SPEC_FILE, PrepareError, read_spec
 from fastshape.models.pretrained import atomic_path, safetensors_bytes
-from fastshape.pipelines.inputs import Item, PrepareError, Rank, find_items
+from fastshape.pipelines.inputs import Item, Rank, find_items
 from fastshape.pipelines.status import StatusWriter, merge_index, read_lines, status_files
 from fastshape.pipelines.workers import Result, WorkerPool
-
-SPEC_FILE = "spec.json"
-FORMAT_VERSION = 1
 
 Task = Callable[[Path, PrepareSpec], Prepared]
 
@@ -167,21 +165,6 @@ def prepare(
         shutil.rmtree(scratch, ignore_errors=True)
         status.close()
     return report
-
-
-def read_spec(output: Path) -> PrepareSpec:
-    """The specification of a prepared folder.
-
-    Raises:
-        PrepareError: there is none, or it cannot be read.
-    """
-    path = output / SPEC_FILE
-    try:
-        return PrepareSpec.from_dict(json.loads(path.read_text(encoding="utf-8"))["spec"])
-    except FileNotFoundError:
-        raise PrepareError(f"{output}: no {SPEC_FILE}, so this is not a folder of prepared shapes") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PrepareError(f"{path}: not a specification: {error}") from error
 
 
 def _open_folder(output: Path, spec: PrepareSpec) -> None:

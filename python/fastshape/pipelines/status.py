@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fastshape.geometry.prepared import INDEX_FILE, PrepareError
 from fastshape.models.pretrained import atomic_path
-from fastshape.pipelines.inputs import PrepareError
 
-INDEX_FILE = "index.jsonl"
 _INDEXED = ("key", "file", "bytes", "sha256", "source_sha256", "counts", "faces", "doubt")
 
 

@@ -2,7 +2,8 @@
 
     from fastshape import geometry, train
 
-    samples = [train.prepare(geometry.load("mug.stl"))]  # or ShapeSamples of your own points and labels
+    samples = [train.prepare(geometry.load("mug.stl"))]  # or ShapeSamples of your own points and labels,
+    # or train.ShapeDataset("prepared"), what `fastshape prepare` or `fastshape pack` wrote
     model = train.fit_meshes(samples, train.recipes.vecset_tiny(), output_dir="runs/mug")
 
 `fit(config, samples)` is the whole of it; `fit_meshes(samples, recipe, steps=..., seed=...)` takes a recipe
@@ -13,12 +14,13 @@
 
 from fastshape.train import recipes
 from fastshape.train.config import TrainConfig
-from fastshape.train.data import Batch, ShapeSamples, sample_batch
+from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, sample_batch
 from fastshape.train.loop import TrainingInterrupted, fit, fit_meshes, learning_rate, train_step
 from fastshape.train.prepare import prepare
 
 __all__ = [
     "Batch",
+    "ShapeDataset",
     "ShapeSamples",
     "TrainConfig",
     "TrainingInterrupted",

@@ -10,13 +10,15 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
 
+from fastshape.geometry import Prepared, open_prepared
+from fastshape.geometry.prepared import labeled_queries, read_prepared
 from fastshape.models.pretrained import CheckpointError, read_safetensors, write_safetensors
 from fastshape.train.config import TrainConfig
 
@@ -93,6 +95,56 @@ class ShapeSamples:
             raise CheckpointError(f"{path} does not hold shape samples: it has {', '.join(sorted(tensors))}")
         return cls(**tensors)
 
+    @classmethod
+    def from_prepared(cls, prepared: Prepared | str | os.PathLike[str]) -> ShapeSamples:
+        """What `geometry.prepare` made, or a file that `fastshape prepare` wrote.
+
+        Signed distances become occupancy, half precision becomes single.
+
+        Raises:
+            PrepareError: the file is missing or damaged.
+            ValueError: there are no surface points.
+        """
+        if not isinstance(prepared, Prepared):
+            prepared = read_prepared(prepared)
+        surface = prepared.get("surface_points", torch.zeros(0, 3)).float()
+        return cls(surface, *labeled_queries(prepared, "volume"), *labeled_queries(prepared, "near"))
+
+
+class ShapeDataset(Sequence[ShapeSamples]):
+    """The shapes of a folder that `fastshape prepare` or `fastshape pack` wrote, read when asked for.
+
+    Args:
+        path: the folder.
+        cache: number of shapes to keep in memory; 0 for none.
+
+    Raises:
+        PrepareError: no such folder, one without an index, or without a shape.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, cache: int = 0) -> None:
+        self.prepared = open_prepared(path)
+        self._read = lru_cache(cache)(self._load) if cache else self._load
+
+    def _load(self, index: int) -> ShapeSamples:
+        return ShapeSamples.from_prepared(self.prepared[index])
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    @overload
+    def __getitem__(self, index: int) -> ShapeSamples: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ShapeSamples]: ...
+    def __getitem__(self, index: int | slice) -> ShapeSamples | list[ShapeSamples]:
+        if isinstance(index, slice):
+            return [self._read(place) for place in range(*index.indices(len(self)))]
+        return self._read(index)
+
+    def fingerprint(self) -> str:
+        """A hash of all the data; nothing is read for it."""
+        return self.prepared.fingerprint
+
 
 class Batch(NamedTuple):
     """Surface points (B, N, 3); queries (B, Q, 3), volume before near; occupancy (B, Q) float32."""
@@ -102,18 +154,28 @@ class Batch(NamedTuple):
     occupancy: Tensor
 
 
-def sample_batch(samples: Sequence[ShapeSamples], config: TrainConfig, step: int) -> Batch:
-    """The batch of a step: the same for the same (seed, step), whatever came before.
+def sample_batch(
+    samples: Sequence[ShapeSamples], config: TrainConfig, step: int, *, rank: int = 0, world_size: int = 1
+) -> Batch:
+    """The batch of a step: the same for the same (seed, step, rank, world size), whatever came before.
 
-    The shapes go round in an order shuffled anew for each pass over them.
+    The shapes go round in an order shuffled anew for each pass over them. Ranks take consecutive parts of one
+    large batch: what a step sees of all ranks together depends on its size alone.
     """
     items = []
-    for item in range(config.batch_size):
-        epoch, place = divmod(step * config.batch_size + item, len(samples))
-        order = torch.randperm(len(samples), generator=keyed_generator(config.seed, "order", epoch))
+    size = config.batch_size * world_size
+    for item in range(rank * config.batch_size, (rank + 1) * config.batch_size):
+        epoch, place = divmod(step * size + item, len(samples))
         generator = keyed_generator(config.seed, "item", step, item)
-        items.append(_sample_item(samples[int(order[place])], config, generator))
+        items.append(
+            _sample_item(samples[int(_order(len(samples), config.seed, epoch)[place])], config, generator)
+        )
     return Batch(*(torch.stack(parts) for parts in zip(*items, strict=True)))
+
+
+@lru_cache(4)
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=keyed_generator(seed, "order", epoch))
 
 
 def keyed_generator(seed: int, *key: int | str) -> torch.Generator:

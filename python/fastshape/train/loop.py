@@ -22,7 +22,7 @@ from fastshape.models import VecSetVAE
 from fastshape.models.pretrained import atomic_path
 from fastshape.train import checkpoint, recipes
 from fastshape.train.config import TrainConfig
-from fastshape.train.data import Batch, ShapeSamples, keyed_generator, sample_batch
+from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, keyed_generator, sample_batch
 
 MODEL_DIRECTORY = "model"
 METRICS_FILE = "metrics.jsonl"
@@ -89,7 +89,7 @@ def fit(
 
     Args:
         config: what to train and how.
-        samples: the shapes.
+        samples: the shapes; a `ShapeDataset` reads them from the disk as they are needed.
         output_dir: gets `checkpoint.safetensors` (every `checkpoint_every` steps, and on Ctrl-C),
             `metrics.jsonl`, and in the end `model/` for `from_pretrained`. None keeps everything in memory.
         resume: go on from the checkpoint in `output_dir` if there is one; False starts again.
@@ -123,7 +123,10 @@ def fit(
         state: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer, "config": config}
         done = 0
         if directory is not None:
-            state["data"] = [shape.fingerprint() for shape in samples]
+            if isinstance(samples, ShapeDataset):
+                state["data"] = [samples.fingerprint()]  # a million shapes are not read for their hash
+            else:
+                state["data"] = [shape.fingerprint() for shape in samples]
             path = directory / checkpoint.CHECKPOINT_FILE
             if resume and path.exists():
                 done = checkpoint.restore(path, **state)

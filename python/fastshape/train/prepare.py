@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from fastshape.geometry import DistanceField, Mesh, normalize, sample_queries, sample_surface
+from fastshape import geometry
+from fastshape.geometry import Mesh, PrepareSpec
 from fastshape.train.data import ShapeSamples
 
 
@@ -36,10 +35,13 @@ def prepare(
     Returns:
         Samples for `fit`.
     """
-    normalized, _ = normalize(mesh)
-    generator = torch.Generator().manual_seed(seed)
-    surface = sample_surface(normalized, num_surface, generator).points
-    queries = sample_queries(normalized, num_volume, num_near, sigmas=sigmas, generator=generator)
-    volume, near = queries.volume, queries.near
-    inside = DistanceField(normalized).inside(torch.cat([volume, near]))
-    return ShapeSamples(surface, volume, inside[: len(volume)], near, inside[len(volume) :])
+    spec = PrepareSpec(
+        surface=num_surface,
+        volume=num_volume,
+        near=num_near,
+        near_sigmas=tuple(sigmas),
+        labels="occupancy",
+        seed=seed,
+        per_mesh=False,
+    )
+    return ShapeSamples.from_prepared(geometry.prepare(mesh, spec))
