@@ -7,9 +7,13 @@ from fastshape.geometry.extract import NoSurfaceError as NoSurfaceError
 from fastshape.geometry.extract import extract as extract
 from fastshape.geometry.extract import extract_surface as extract_surface
 from fastshape.geometry.extract import grid_points as grid_points
+from fastshape.geometry.icp import RigidMotion as RigidMotion
+from fastshape.geometry.icp import icp as icp
 from fastshape.geometry.io import MeshError as MeshError
 from fastshape.geometry.io import load as load
 from fastshape.geometry.io import save as save
+from fastshape.geometry.levels import DetailLevel as DetailLevel
+from fastshape.geometry.levels import detail_level as detail_level
 from fastshape.geometry.maps import SurfaceMaps as SurfaceMaps
 from fastshape.geometry.maps import depth_picture as depth_picture
 from fastshape.geometry.maps import normal_picture as normal_picture
@@ -18,7 +22,9 @@ from fastshape.geometry.mesh import Mesh as Mesh
 from fastshape.geometry.mesh import Normalization as Normalization
 from fastshape.geometry.mesh import normalize as normalize
 from fastshape.geometry.metrics import Evaluation as Evaluation
+from fastshape.geometry.metrics import Occupancy as Occupancy
 from fastshape.geometry.metrics import Scores as Scores
+from fastshape.geometry.metrics import SurfaceDistance as SurfaceDistance
 from fastshape.geometry.metrics import evaluate as evaluate
 from fastshape.geometry.orientation import orient as orient
 from fastshape.geometry.prepare import Prepared as Prepared
@@ -29,6 +35,9 @@ from fastshape.geometry.prepared import PreparedFolder as PreparedFolder
 from fastshape.geometry.prepared import PreparedShapes as PreparedShapes
 from fastshape.geometry.prepared import PrepareError as PrepareError
 from fastshape.geometry.prepared import open_prepared as open_prepared
+from fastshape.geometry.protocols import PROTOCOLS as PROTOCOLS
+from fastshape.geometry.protocols import Column as Column
+from fastshape.geometry.protocols import Protocol as Protocol
 from fastshape.geometry.queries import QUERY_PRESETS as QUERY_PRESETS
 from fastshape.geometry.queries import Queries as Queries
 from fastshape.geometry.queries import QueryPreset as QueryPreset
@@ -48,3 +57,4 @@ from fastshape.geometry.sharp import SharpSamples as SharpSamples
 from fastshape.geometry.sharp import count_salient_edges as count_salient_edges
 from fastshape.geometry.sharp import salient_edges as salient_edges
 from fastshape.geometry.sharp import sample_sharp_edges as sample_sharp_edges
+from fastshape.geometry.sharp_normals import sharp_normal_error as sharp_normal_error
