@@ -16,7 +16,7 @@ from fastshape.cli.app import parser
 from fastshape.cli.prepare import specification
 from fastshape.geometry import PrepareSpec, shapes
 
-SMALL = ["--set", "surface=20", "--set", "volume=30", "--set", "near=40"]
+SMALL = ["--set", "num_surface=20", "--set", "num_volume=30", "--set", "num_near=40"]
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def test_a_run_reports_counts_and_failures(capsys, tmp_path, folder) -> None:
     assert code == 1
     assert "prepared before" in out
     assert "--retry-failed tries again" in out
-    code, _, err = run_main(capsys, *words, "--set", "near=41")
+    code, _, err = run_main(capsys, *words, "--set", "num_near=41")
     assert code == 2
-    assert "another specification (near 40 there, 41 here)" in err
+    assert "another specification (num_near 40 there, 41 here)" in err
     assert err.count("\n") == 1
 
 
@@ -62,10 +62,10 @@ def test_a_run_reports_counts_and_failures(capsys, tmp_path, folder) -> None:
     [
         (["none", "-o", "out"], "none: no such file or folder"),
         (["in", "-o", "out", "--preset", "nobody"], "there is no preset 'nobody'"),
-        (["in", "-o", "out", "--set", "near"], "--set near: expected NAME=VALUE"),
+        (["in", "-o", "out", "--set", "num_near"], "--set num_near: expected NAME=VALUE"),
         (["in", "-o", "out", "--set", "nea=1"], "there is no field 'nea' in a specification; there are"),
-        (["in", "-o", "out", "--set", "near=x"], "--set near=x: the value does not fit `near`"),
-        (["in", "-o", "out", "--set", "near=-1"], "`near` must be at least 0, got -1"),
+        (["in", "-o", "out", "--set", "num_near=x"], "--set num_near=x: the value does not fit `num_near`"),
+        (["in", "-o", "out", "--set", "num_near=-1"], "`num_near` must be at least 0, got -1"),
         (["in", "-o", "out", "--set", "labels=x"], "`labels` must be one of sdf, occupancy, got 'x'"),
         (["in", "-o", "out", "--spec", "none.json"], "none.json: No such file"),
         (["in", "-o", "out", "--rank", "1"], "--rank and --world-size come together"),
@@ -85,10 +85,10 @@ def test_errors_are_one_line(capsys, tmp_path, folder, monkeypatch, words, messa
 def test_sizes_and_fields_are_read(tmp_path) -> None:
     options = parser().parse_args(["prepare", "in", "-o", "out", "--memory", "1.5 GiB", *SMALL])
     assert options.memory == 3 << 29
-    assert specification(options) == PrepareSpec.preset("vecset", surface=20, volume=30, near=40)
+    assert specification(options) == PrepareSpec.preset("vecset", num_surface=20, num_volume=30, num_near=40)
     with pytest.raises(SystemExit):
         parser().parse_args(["prepare", "in", "-o", "out", "--memory", "lots"])
-    (tmp_path / "spec.json").write_text(PrepareSpec(surface=7).to_json())
+    (tmp_path / "spec.json").write_text(PrepareSpec(num_surface=7).to_json())
     words = [
         "--spec",
         str(tmp_path / "spec.json"),
@@ -98,7 +98,7 @@ def test_sizes_and_fields_are_read(tmp_path) -> None:
         "labels=occupancy",
     ]
     options = parser().parse_args(["prepare", "in", "-o", "out", *words])
-    assert specification(options) == PrepareSpec(surface=7, near_sigmas=(0.1, 0.2), labels="occupancy")
+    assert specification(options) == PrepareSpec(num_surface=7, near_sigmas=(0.1, 0.2), labels="occupancy")
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path) -> None:
@@ -114,7 +114,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path) -> None:
         "--workers",
         "1",
         "--set",
-        "volume=200000",
+        "num_volume=200000",
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "fastshape", *command],

@@ -11,7 +11,7 @@ from fastshape import geometry, testing
 from fastshape.geometry import DistanceField, Mesh, PrepareSpec, normalize, shapes
 from fastshape.models.pretrained import read_safetensors, safetensors_bytes
 
-SPEC = PrepareSpec(surface=300, volume=400, near=500)
+SPEC = PrepareSpec(num_surface=300, num_volume=400, num_near=500)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ _WORDS = ("spec_hash", "fastshape")
 def test_the_same_bytes_with_any_number_of_threads_and_other_bytes_for_another_mesh(ball) -> None:
     def data(mesh: Mesh = ball, **changes: object) -> bytes:
         prepared = geometry.prepare(
-            mesh, PrepareSpec(**{"surface": 3000, "volume": 3000, "near": 3000, **changes})
+            mesh, PrepareSpec(**{"num_surface": 3000, "num_volume": 3000, "num_near": 3000, **changes})
         )
         return safetensors_bytes(prepared, prepared.metadata)
 
@@ -70,22 +70,102 @@ def test_the_same_bytes_with_any_number_of_threads_and_other_bytes_for_another_m
 
 
 def test_half_precision_labels_the_points_that_are_stored(ball) -> None:
-    prepared = geometry.prepare(ball, PrepareSpec(surface=10, volume=200, near=200, dtype="float16"))
+    prepared = geometry.prepare(
+        ball, PrepareSpec(num_surface=10, num_volume=200, num_near=200, dtype="float16")
+    )
     assert all(tensor.dtype == torch.float16 for tensor in prepared.values())
     field = DistanceField(normalize(ball)[0])
     for name in ("volume", "near"):
         exact = field(prepared[f"{name}_points"].float())
         assert torch.equal(prepared[f"{name}_sdf"], exact.half())
-    occupancy = geometry.prepare(ball, PrepareSpec(surface=0, volume=200, near=0, labels="occupancy"))
+    occupancy = geometry.prepare(
+        ball, PrepareSpec(num_surface=0, num_volume=200, num_near=0, labels="occupancy")
+    )
     assert occupancy.keys() == {"volume_points", "volume_occupancy"}
     assert torch.equal(occupancy["volume_occupancy"], field.inside(occupancy["volume_points"]))
+
+
+def test_sharp_edges_have_points_normals_and_queries() -> None:
+    cube = Mesh(*_CUBE)
+    spec = PrepareSpec.preset(
+        "dora", num_surface=64, oversample=256, num_sharp=100, num_volume=50, num_near=60, num_sharp_near=80
+    )
+    prepared = geometry.prepare(cube, spec)
+    assert {name: len(tensor) for name, tensor in prepared.items() if name.endswith("points")} == {
+        "surface_points": 64,
+        "sharp_points": 100,
+        "volume_points": 50,
+        "near_points": 60,
+        "sharp_near_points": 80,
+    }
+    assert (prepared["sharp_points"].abs().sort(dim=1).values[:, 1:] == 1).all()
+    torch.testing.assert_close(prepared["sharp_normals"].norm(dim=1), torch.ones(100))
+    distance = prepared["sharp_near_points"].abs().amax(1) - 1
+    inside = distance < 0
+    torch.testing.assert_close(prepared["sharp_near_sdf"][inside], distance[inside])
+    assert json.loads(prepared.metadata["salient_edges"]) == 12
+    assert prepared["volume_points"].abs().max() <= 1.05
+    ball = PrepareSpec.preset("lagem", num_surface=10, num_volume=1000, num_near=10)
+    prepared = geometry.prepare(cube, ball)
+    assert prepared["surface_points"].norm(dim=1).max() <= 1
+    assert 1.2 < prepared["volume_points"].norm(dim=1).max() <= 3**0.5
+    assert prepared["volume_occupancy"].float().mean() == pytest.approx(
+        (2 / 3**0.5) ** 3 / (4 / 3 * 3.1416 * 3**1.5), abs=0.02
+    )
+
+
+_CUBE = (
+    torch.tensor([[float(n >> 2 & 1), float(n >> 1 & 1), float(n & 1)] for n in range(8)]),
+    # fmt: off
+    torch.tensor(
+        [
+            0,
+            1,
+            3,
+            0,
+            3,
+            2,
+            4,
+            6,
+            7,
+            4,
+            7,
+            5,
+            0,
+            4,
+            5,
+            0,
+            5,
+            1,
+            2,
+            3,
+            7,
+            2,
+            7,
+            6,
+            0,
+            2,
+            6,
+            0,
+            6,
+            4,
+            1,
+            5,
+            7,
+            1,
+            7,
+            3,
+        ]
+    ).view(12, 3),
+    # fmt: on
+)
 
 
 def test_doubt_is_stored() -> None:
     assert json.loads(geometry.prepare(shapes.half_pipe(), SPEC).metadata["doubt"]) > 0.01
 
 
-@pytest.mark.parametrize("name", ["dora", "vecset", "lagem", "vat"])
+@pytest.mark.parametrize("name", ["dora", "vecset", "lagem", "vat", "hunyuan"])
 def test_specifications_survive_json(name) -> None:
     spec = PrepareSpec.preset(name, seed=3)
     assert spec.name == name
@@ -97,14 +177,19 @@ def test_specifications_survive_json(name) -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"near": -1}, ValueError, "`near` must be at least 0, got -1"),
-        ({"near": 1.5}, TypeError, "`near` must be an integer, got 1.5"),
-        ({"near": True}, TypeError, "`near` must be an integer, got True"),
-        ({"surface": 0, "volume": 0, "near": 0}, ValueError, "without any points"),
+        ({"num_near": -1}, ValueError, "`num_near` must be at least 0, got -1"),
+        ({"num_near": 1.5}, TypeError, "`num_near` must be an integer, got 1.5"),
+        ({"num_near": True}, TypeError, "`num_near` must be an integer, got True"),
+        ({"num_surface": 0, "num_volume": 0, "num_near": 0}, ValueError, "without any points"),
         ({"volume_bound": float("nan")}, ValueError, "`volume_bound` must be positive and finite"),
         ({"near_sigmas": ()}, ValueError, "`near_sigmas` must not be empty"),
         ({"near_sigmas": (-1.0,)}, ValueError, "`near_sigmas` must be finite and at least 0"),
         ({"near_sigmas": 0.1}, TypeError, "`near_sigmas` must be a tuple of numbers"),
+        ({"extent": 0.0}, ValueError, "`extent` must be positive and finite"),
+        ({"sharp_angle": 200.0}, ValueError, r"`sharp_angle` must lie in 0\.\.180 degrees"),
+        ({"oversample": 5}, ValueError, "`oversample` must be at least `num_surface` = 100000, got 5"),
+        ({"oversample": 0.5}, TypeError, "`oversample` must be an integer or None, got 0.5"),
+        ({"num_sharp_near": 5}, ValueError, "`sharp_sigmas` must not be empty where `num_sharp_near`"),
         ({"dtype": "int8"}, ValueError, "`dtype` must be one of float32, float16, got 'int8'"),
         ({"labels": 3}, TypeError, "`labels` must be a word"),
         ({"colour": 3}, ValueError, "there is no field 'colour' in a specification; there are name"),

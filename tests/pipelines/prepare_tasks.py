@@ -19,7 +19,7 @@ def digest(path: Path, spec: PrepareSpec) -> Prepared:
     if b"bad" in data:
         raise ValueError("this one is bad")
     seed = int.from_bytes(hashlib.sha256(data).digest()[:4], "big")
-    points = torch.rand(spec.surface, 3, generator=torch.Generator().manual_seed(seed))
+    points = torch.rand(spec.num_surface, 3, generator=torch.Generator().manual_seed(seed))
     return Prepared({"surface_points": points}, {"seed": str(seed), "doubt": "0.0", "faces": "1"})
 
 

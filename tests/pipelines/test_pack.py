@@ -21,7 +21,7 @@ from fastshape.models import VecSetConfig
 from fastshape.pipelines import pack, prepare
 from fastshape.pipelines.status import read_lines
 
-SPEC = PrepareSpec(surface=64, volume=50, near=40, dtype="float16")
+SPEC = PrepareSpec(num_surface=64, num_volume=50, num_near=40, dtype="float16")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from fastshape.models.pretrained import read_safetensors
 from fastshape.pipelines import Item, PrepareReport, Rank, default_rank, find_items, prepare
 from fastshape.pipelines.status import read_lines
 
-SPEC = PrepareSpec(surface=20, volume=30, near=40)
+SPEC = PrepareSpec(num_surface=20, num_volume=30, num_near=40)
 
 
 def write_items(folder: Path, texts: list[str]) -> list[Path]:
@@ -247,9 +247,9 @@ def test_inputs_are_folders_files_and_lists(tmp_path, monkeypatch) -> None:
 def test_what_stops_a_run_is_one_clear_error(tmp_path) -> None:
     write_items(tmp_path / "in", ["a"])
     run(tmp_path / "in", tmp_path / "out")
-    other = PrepareSpec(surface=21, volume=30, near=40, seed=1)
+    other = PrepareSpec(num_surface=21, num_volume=30, num_near=40, seed=1)
     with pytest.raises(
-        PrepareError, match=r"another specification \(surface 20 there, 21 here; seed 0 there"
+        PrepareError, match=r"another specification \(num_surface 20 there, 21 here; seed 0 there"
     ):
         run(tmp_path / "in", tmp_path / "out", other)
     (tmp_path / "file").touch()

@@ -94,7 +94,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a field of the specification, e.g. near=200000, near_sigmas=0.001,0.005; may be repeated",
+        help="a field of the specification, e.g. num_near=200000, near_sigmas=0.001,0.005; may be repeated",
     )
     prepare.add_argument(
         "--workers", type=_at_least(1), metavar="N", help="child processes; default: one for each core"

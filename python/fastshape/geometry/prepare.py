@@ -17,7 +17,9 @@ from torch import Tensor
 import fastshape
 from fastshape.geometry.distance import DistanceField
 from fastshape.geometry.mesh import Mesh, Normalization, normalize
+from fastshape.geometry.queries import QUERY_PRESETS, QueryPreset, query_preset, sample_queries
 from fastshape.geometry.sampling import sample_surface
+from fastshape.geometry.sharp import sample_sharp_edges
 
 PREPARE_VERSION = 1  # of what the fields mean: another number, other bytes
 
@@ -26,30 +28,47 @@ _DOUBT_POINTS = 8192
 
 @dataclass(frozen=True)
 class PrepareSpec:
-    """All that decides what `prepare` makes of a mesh.
+    """All that decides what `prepare` makes of a mesh. Lengths are in the normalized frame.
 
     Attributes:
         name: of the preset that the fields started from; a label only.
-        surface: number of points on the surface, with normals.
-        volume: number of queries uniform in the cube [-volume_bound, volume_bound]^3.
-        volume_bound: half side of that cube.
-        near: number of queries near the surface.
-        near_sigmas: standard deviations of their distances from it, each for an equal share.
+        normalization, extent: the frame: "box" scales the longest side of the bounding box to 2 `extent`,
+            "sphere" the farthest vertex to a distance of `extent` from the box's center.
+        num_surface: points on the surface, uniform by area, with normals.
+        oversample: points of which these are picked by farthest point sampling; None: no picking.
+        num_sharp, sharp_angle, sharp_weighting: points on sharp edges, with normals; see
+            `sample_sharp_edges`.
+        volume, volume_bound: domain of the volume queries, a "cube" of that half side or a "ball" of that
+            radius.
+        num_volume: queries uniform in it.
+        num_near, near_sigmas: queries near the surface; see `sample_queries`.
+        num_sharp_near, sharp_sigmas: queries near the sharp edges.
+        truncation: largest displacement of a near query along an axis; None for no bound.
         labels: "sdf" stores signed distances (negative inside), "occupancy" whether a query is inside.
         dtype: "float32" or "float16", of all stored numbers. Queries are rounded first and labeled where they
             then are.
-        sign: the rule for inside and outside, see `geometry.signed_distance`.
+        sign: the rule for inside and outside, see `signed_distance`.
         seed: of every draw.
         per_mesh: the draws follow from the seed and the mesh, so that no two meshes share their volume
             points; False: from the seed alone.
     """
 
     name: str = "custom"
-    surface: int = 100_000
-    volume: int = 100_000
+    normalization: str = "box"
+    extent: float = 1.0
+    num_surface: int = 100_000
+    oversample: int | None = None
+    num_sharp: int = 0
+    sharp_angle: float = 15.0
+    sharp_weighting: str = "dora"
+    volume: str = "cube"
     volume_bound: float = 1.0
-    near: int = 100_000
+    num_volume: int = 250_000
+    num_near: int = 250_000
     near_sigmas: tuple[float, ...] = (0.005, 0.05)
+    num_sharp_near: int = 0
+    sharp_sigmas: tuple[float, ...] = ()
+    truncation: float | None = None
     labels: str = "sdf"
     dtype: str = "float32"
     sign: str = "auto"
@@ -59,20 +78,36 @@ class PrepareSpec:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), _TYPES[field.name])
-        for name in ("surface", "volume", "near"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
-        if self.surface + self.volume + self.near == 0:
-            raise ValueError("a specification without any points prepares nothing")
-        if not 0 < self.volume_bound < math.inf:
-            raise ValueError(f"`volume_bound` must be positive and finite, got {self.volume_bound}")
-        if self.near and not self.near_sigmas:
-            raise ValueError("`near_sigmas` must not be empty where `near` is not 0")
-        if not all(0 <= sigma < math.inf for sigma in self.near_sigmas):
-            raise ValueError(f"`near_sigmas` must be finite and at least 0, got {self.near_sigmas}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in _COUNTS:
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        if not any(getattr(self, name) for name in _COUNTS):
+            raise ValueError("a specification without any points prepares nothing")
+        for name in ("extent", "volume_bound", "truncation"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, got {value}")
+        if not 0 <= self.sharp_angle <= 180:
+            raise ValueError(f"`sharp_angle` must lie in 0..180 degrees, got {self.sharp_angle}")
+        if self.oversample is not None and self.oversample < self.num_surface:
+            raise ValueError(
+                f"`oversample` must be at least `num_surface` = {self.num_surface}, got {self.oversample}"
+            )
+        for count, name in (("num_near", "near_sigmas"), ("num_sharp_near", "sharp_sigmas")):
+            sigmas = getattr(self, name)
+            if getattr(self, count) and not sigmas:
+                raise ValueError(f"`{name}` must not be empty where `{count}` is not 0")
+            if not all(0 <= sigma < math.inf for sigma in sigmas):
+                raise ValueError(f"`{name}` must be finite and at least 0, got {sigmas}")
+
+    @property
+    def queries(self) -> QueryPreset:
+        """The same rules as `sample_queries` takes them."""
+        shared = {field.name for field in dataclasses.fields(QueryPreset)} & _TYPES.keys()
+        return QueryPreset(reference="", **{name: getattr(self, name) for name in shared})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them, with the version of their meaning."""
@@ -117,26 +152,31 @@ class PrepareSpec:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> PrepareSpec:
-        """The specification of a paper's data: "dora", "vecset", "lagem" or "vat".
+        """The specification of a paper's data: "dora", "vecset", "lagem", "vat" or "hunyuan".
+
+        Labels are signed distances where the paper trains on a function of them, else occupancy.
 
         Raises:
             ValueError: another name, or a bad or unknown field.
             TypeError: a field of the wrong type.
         """
-        if name not in PRESETS:
-            raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+        try:
+            rules = query_preset(name)
+        except ValueError:
+            raise ValueError(f"there is no preset {name!r}; there are {', '.join(QUERY_PRESETS)}") from None
         _check_names(overrides)
-        return cls(**{**PRESETS[name], **overrides, "name": name})
+        fields = {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}
+        fields = {name: value for name, value in fields.items() if name in _TYPES}
+        fields["labels"] = "occupancy" if rules.label == "occupancy" else "sdf"
+        return cls(**{**fields, **overrides, "name": name})
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "vecset": {},
-    "dora": {"near_sigmas": (0.001, 0.005), "volume_bound": 1.05},
-    "lagem": {},
-    "vat": {},
-}
 _TYPES = typing.get_type_hints(PrepareSpec)
+_COUNTS = ("num_surface", "num_sharp", "num_volume", "num_near", "num_sharp_near")
 _CHOICES = {
+    "normalization": ("box", "sphere"),
+    "sharp_weighting": ("dora", "length", "angle", "area"),
+    "volume": ("cube", "ball"),
     "labels": ("sdf", "occupancy"),
     "dtype": ("float32", "float16"),
     "sign": ("auto", "winding", "parity"),
@@ -152,16 +192,18 @@ def _check_names(values: Mapping[str, Any]) -> None:
 
 
 def _check_type(name: str, value: Any, expected: Any) -> None:
+    kinds = typing.get_args(expected) or (expected,)
     if typing.get_origin(expected) is tuple:
         right = isinstance(value, tuple) and all(_is_number(entry) for entry in value)
         words = "a tuple of numbers"
-    elif expected is float:
+    elif float in kinds:
         right, words = _is_number(value), "a number"
     else:
-        right = type(value) is expected
-        words = {int: "an integer", str: "a word", bool: "true or false"}[expected]
-    if not right:
-        raise TypeError(f"`{name}` must be {words}, got {value!r}")
+        right = type(value) in kinds
+        words = {int: "an integer", str: "a word", bool: "true or false"}[kinds[0]]
+    optional = type(None) in kinds
+    if not (right or (optional and value is None)):
+        raise TypeError(f"`{name}` must be {words}{' or None' if optional else ''}, got {value!r}")
 
 
 def _is_number(value: Any) -> bool:
@@ -186,48 +228,56 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
         spec: what to make; None is the preset "vecset".
 
     Returns:
-        CPU tensors by name. `surface_points` and `surface_normals` (N, 3); `volume_points` (N, 3) with
-        `volume_sdf` (N,), or `volume_occupancy` (N,) bool; `near_points` in the same way. What a
-        specification does not ask for is not there. `metadata` says how the mesh was moved ("center",
-        "scale": the points are (x - center) * scale), which share of the queries has a doubtful sign
-        ("doubt"), what the reader had to mend ("notes"), the specification and its hash.
+        CPU tensors by name: `surface_points` and `surface_normals` (N, 3); `sharp_points` and `sharp_normals`
+        (N, 3); `volume_points` (N, 3) with `volume_sdf` (N,), or `volume_occupancy` (N,) bool; `near_points`
+        and `sharp_near_points` in the same way. What a specification does not ask for is not there.
+        `metadata` says how the mesh was moved ("center", "scale": the points are (x - center) * scale), which
+        share of 8192 places has a doubtful sign ("doubt", see `signed_distance`), how many edges are sharp
+        ("salient_edges"), what the reader had to mend ("notes"), the specification and its hash.
 
     Raises:
         ValueError: no faces, or no surface area.
     """
     spec = PrepareSpec.preset("vecset") if spec is None else spec
-    normalized, normalization = normalize(mesh)
+    normalized, normalization = normalize(mesh, extent=spec.extent, fit=spec.normalization)  # type: ignore[arg-type]
     draws = _Draws(spec.seed, mesh if spec.per_mesh else None)
+    sharp = sample_sharp_edges(
+        normalized,
+        max(spec.num_sharp, -(-spec.num_sharp_near // max(len(spec.sharp_sigmas), 1))),
+        angle=spec.sharp_angle,
+        weighting=spec.sharp_weighting,  # type: ignore[arg-type]
+        generator=draws("sharp"),
+    )
     dtype = getattr(torch, spec.dtype)
     tensors: dict[str, Tensor] = {}
-    if spec.surface:
-        samples = sample_surface(normalized, spec.surface, draws("surface"))
-        tensors["surface_points"] = samples.points.to(dtype)
-        tensors["surface_normals"] = samples.normals.to(dtype)
-    queries: dict[str, Tensor] = {}
-    if spec.volume:
-        uniform = torch.rand(spec.volume, 3, generator=draws("volume"), dtype=torch.float64)
-        queries["volume"] = (uniform * 2 - 1) * spec.volume_bound
-    if spec.near:
-        generator = draws("near")
-        surface = sample_surface(normalized, spec.near, generator).points
-        which = torch.arange(spec.near) * len(spec.near_sigmas) // spec.near
-        noise = torch.randn(spec.near, 3, generator=generator, dtype=torch.float64)
-        queries["near"] = surface + noise * torch.tensor(spec.near_sigmas, dtype=torch.float64)[which, None]
-    queries = {name: points.to(torch.float32).to(dtype) for name, points in queries.items()}
-    doubt = 0.0
-    if queries:
-        field = DistanceField(normalized, sign=spec.sign)  # type: ignore[arg-type]
-        points = torch.cat([points.float() for points in queries.values()])
-        labels = field(points) if spec.labels == "sdf" else field.inside(points)
-        doubt = float(field.doubt(points[:_DOUBT_POINTS]).double().mean())
-        place = 0
-        for name, stored in queries.items():
-            tensors[f"{name}_points"] = stored
-            label = labels[place : place + len(stored)]
-            tensors[f"{name}_{spec.labels}"] = label.to(dtype) if spec.labels == "sdf" else label
-            place += len(stored)
-    return Prepared(tensors, _metadata(mesh, spec, normalization, {"doubt": doubt}))
+    if spec.num_surface:
+        surface = sample_surface(normalized, spec.num_surface, draws("surface"), oversample=spec.oversample)
+        tensors["surface_points"] = surface.points.to(dtype)
+        tensors["surface_normals"] = surface.normals.to(dtype)
+    if spec.num_sharp:
+        tensors["sharp_points"] = sharp.points[: spec.num_sharp].to(dtype)
+        tensors["sharp_normals"] = sharp.normals[: spec.num_sharp].to(dtype)
+    queries = sample_queries(normalized, preset=spec.queries, sharp=sharp.points, generator=draws("queries"))
+    stored = {name: points.to(dtype) for name, points in queries._asdict().items() if len(points)}
+    field = DistanceField(normalized, sign=spec.sign)  # type: ignore[arg-type]
+    if stored:
+        points = torch.cat([points.float() for points in stored.values()])
+        labels = field(points).to(dtype) if spec.labels == "sdf" else field.inside(points)
+        parts = labels.split([len(points) for points in stored.values()])
+        for (name, points), label in zip(stored.items(), parts, strict=True):
+            tensors[f"{name}_points"] = points
+            tensors[f"{name}_{spec.labels}"] = label
+    more = {"doubt": _doubt(field, normalized, spec.extent, draws("doubt")), "salient_edges": sharp.num_edges}
+    return Prepared(tensors, _metadata(mesh, spec, normalization, more))
+
+
+def _doubt(field: DistanceField, mesh: Mesh, extent: float, generator: torch.Generator) -> float:
+    """The share of places whose sign is in doubt, half of them uniform in the cube, half near the surface."""
+    half = _DOUBT_POINTS // 2
+    uniform = (torch.rand(half, 3, generator=generator) * 2 - 1) * extent
+    noise = torch.randn(half, 3, generator=generator, dtype=torch.float64).float() * (0.01 * extent)
+    points = torch.cat([uniform, sample_surface(mesh, half, generator).points + noise])
+    return float(field.doubt(points).double().mean())
 
 
 class _Draws:

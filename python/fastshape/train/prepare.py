@@ -36,9 +36,9 @@ def prepare(
         Samples for `fit`.
     """
     spec = PrepareSpec(
-        surface=num_surface,
-        volume=num_volume,
-        near=num_near,
+        num_surface=num_surface,
+        num_volume=num_volume,
+        num_near=num_near,
         near_sigmas=tuple(sigmas),
         labels="occupancy",
         seed=seed,
