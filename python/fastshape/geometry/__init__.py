@@ -27,6 +27,9 @@ from fastshape.geometry.metrics import Scores as Scores
 from fastshape.geometry.metrics import SurfaceDistance as SurfaceDistance
 from fastshape.geometry.metrics import evaluate as evaluate
 from fastshape.geometry.orientation import orient as orient
+from fastshape.geometry.points import PointCloud as PointCloud
+from fastshape.geometry.points import load_points as load_points
+from fastshape.geometry.points import save_points as save_points
 from fastshape.geometry.prepare import Prepared as Prepared
 from fastshape.geometry.prepare import PrepareSpec as PrepareSpec
 from fastshape.geometry.prepare import prepare as prepare

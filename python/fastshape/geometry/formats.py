@@ -49,12 +49,13 @@ class RawMesh:
         return RawMesh(positions, indices, sizes)
 
 
-def _numbers(path: Path, line_number: int, words: list[str], kind: type[float] | type[int]) -> list[Any]:
+def numbers(path: Path, line_number: int, words: list[str], kind: type[float] | type[int]) -> list[Any]:
+    """The words of a line as numbers, or an error that names the line."""
     try:
-        numbers: list[Any] = [kind(word) for word in words]
-        if any("_" in word for word in words) or (kind is int and any(abs(n) >> 62 for n in numbers)):
+        values: list[Any] = [kind(word) for word in words]
+        if any("_" in word for word in words) or (kind is int and any(abs(n) >> 62 for n in values)):
             raise ValueError
-        return numbers
+        return values
     except ValueError:
         what = "numbers" if kind is float else "integers"
         hint = " (a decimal comma?)" if any("," in word for word in words) else ""
@@ -125,9 +126,9 @@ def _read_any_obj(path: Path, data: bytes) -> RawMesh:
         if words[0] == "v":
             if len(words) < 4:
                 raise MeshError(path, f"line {number}: expected 'v x y z', got '{line.strip()[:60]}'")
-            vertices.append(_numbers(path, number, words[1:4], float))
+            vertices.append(numbers(path, number, words[1:4], float))
         elif words[0] == "f":
-            polygon = _numbers(path, number, [word.split("/", 1)[0] for word in words[1:]], int)
+            polygon = numbers(path, number, [word.split("/", 1)[0] for word in words[1:]], int)
             if len(polygon) < 3 or 0 in polygon:
                 what = "vertices are counted from 1" if 0 in polygon else "a face needs three vertices"
                 raise MeshError(path, f"line {number}: {what}, got '{line.strip()[:60]}'")
@@ -177,7 +178,7 @@ def off_header(path: Path, data: bytes) -> tuple[str, int, int, list[tuple[int, 
         words = []
     if len(words) < 2:
         raise MeshError(path, "expected the numbers of vertices and faces after OFF")
-    num_vertices, num_faces = _numbers(path, rows[at][0], words[:2], int)
+    num_vertices, num_faces = numbers(path, rows[at][0], words[:2], int)
     return kind, num_vertices, num_faces, rows[at + 1 :]
 
 
@@ -196,13 +197,13 @@ def read_off(path: Path, data: bytes) -> RawMesh:
     polygons = []
     for number, line in body[num_vertices:]:
         words = line.decode("utf-8", "replace").split()
-        size = _numbers(path, number, words[:1], int)[0]
+        size = numbers(path, number, words[:1], int)[0]
         if size < 1 or len(words) < 1 + size:
             raise MeshError(
                 path, f"line {number}: expected a count and so many indices, got '{' '.join(words)[:60]}'"
             )
         if size >= 3:
-            polygons.append(_numbers(path, number, words[1 : 1 + size], int))
+            polygons.append(numbers(path, number, words[1 : 1 + size], int))
     raw = RawMesh.of_polygons(vertices, polygons)
     raw.num_lines = num_faces - len(polygons)
     return raw
@@ -221,7 +222,7 @@ def off_vertices(path: Path, rows: list[tuple[int, bytes]], columns: int = 3) ->
         if len(words) < columns:
             what = "x y z" if columns == 3 else f"{columns} numbers"
             raise MeshError(path, f"line {number}: expected '{what}', got '{' '.join(words)[:60]}'")
-        vertices.append(_numbers(path, number, words[:columns], float))
+        vertices.append(numbers(path, number, words[:columns], float))
     return np.array(vertices, np.float64)
 
 
@@ -268,7 +269,7 @@ def _read_stl_text(path: Path, data: bytes) -> RawMesh:
     except ValueError:
         for number, line in enumerate(text.splitlines(), 1):
             if line.split()[:1] == ["vertex"]:
-                _numbers(path, number, line.split()[1:4], float)
+                numbers(path, number, line.split()[1:4], float)
         raise MeshError(path, "expected 'vertex x y z' with numbers") from None
     return _stl_triangles(corners.reshape(-1, 3, 3))
 
@@ -468,11 +469,11 @@ def _ply_text_rows(path: Path, element: _PlyElement, rows: list[tuple[int, bytes
         for column, (_, kind, length_kind) in zip(table, element.properties, strict=True):
             size = 1
             if length_kind is not None:
-                size = _numbers(path, number, words[at : at + 1] or ["nothing"], int)[0]
+                size = numbers(path, number, words[at : at + 1] or ["nothing"], int)[0]
                 at += 1
             if size < 0 or at + size > len(words):
                 raise MeshError(path, f"line {number}: too few numbers for an element '{element.name}'")
-            values = _numbers(path, number, words[at : at + size], float if kind[0] == "f" else int)
+            values = numbers(path, number, words[at : at + size], float if kind[0] == "f" else int)
             column.append(values if length_kind is not None else values[0])
             at += size
         if at < len(words):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastshape.geometry.points import PointCloud
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +171,26 @@ class Normalization:
     center: tuple[float, float, float]
     scale: float
 
+    @staticmethod
+    def of_points(
+        points: Tensor, extent: float = 1.0, fit: Literal["box", "sphere"] = "box"
+    ) -> Normalization:
+        """The map that centers the bounding box of points (N, 3) and scales them; see :func:`normalize`.
+
+        Raises:
+            ValueError: all points are equal, or an unknown `fit`.
+        """
+        if fit not in ("box", "sphere"):
+            raise ValueError(f'`fit` must be "box" or "sphere", got {fit!r}')
+        points = points.double()
+        low, high = points.amin(0), points.amax(0)
+        middle = low + (high - low) / 2
+        half = float((high - low).max() / 2 if fit == "box" else (points - middle).norm(dim=1).max())
+        if not half > 0:
+            raise ValueError("all points of the mesh are equal: it has no size to normalize")
+        x, y, z = middle.tolist()
+        return Normalization((x, y, z), extent / half)
+
     def apply(self, points: Tensor) -> Tensor:
         """Points (..., 3) of the mesh's own frame in the cube, computed in float64, dtype kept."""
         center = torch.tensor(self.center, dtype=torch.float64)
@@ -187,40 +210,43 @@ class Normalization:
         return replace(mesh, vertices=self.undo(mesh.vertices.double()))
 
 
+@overload
 def normalize(
-    mesh: Mesh,
+    mesh: Mesh, *, extent: float = ..., fit: Literal["box", "sphere"] = ..., dtype: torch.dtype = ...
+) -> tuple[Mesh, Normalization]: ...
+@overload
+def normalize(
+    mesh: PointCloud, *, extent: float = ..., fit: Literal["box", "sphere"] = ..., dtype: torch.dtype = ...
+) -> tuple[PointCloud, Normalization]: ...
+def normalize(
+    mesh: Mesh | PointCloud,
     *,
     extent: float = 1.0,
     fit: Literal["box", "sphere"] = "box",
     dtype: torch.dtype = torch.float32,
-) -> tuple[Mesh, Normalization]:
-    """Center the bounding box of a mesh at the origin and scale it to a cube or a ball.
+) -> tuple[Mesh | PointCloud, Normalization]:
+    """Center the bounding box of a mesh or point cloud at the origin and scale it to a cube or a ball.
 
     Unused vertices do not count: only vertices of faces make the box.
 
     Args:
-        mesh: any mesh with a surface.
+        mesh: any mesh with a surface, or a point cloud.
         extent: largest absolute coordinate of the result, or largest distance from the origin.
-        fit: "box" scales the longest side of the bounding box to `2 * extent`, "sphere" the vertex that is
+        fit: "box" scales the longest side of the bounding box to `2 * extent`, "sphere" the point that is
             farthest from the box's center to `extent`.
         dtype: dtype of the result; the arithmetic is float64.
 
     Returns:
-        The mesh in [-extent, extent]^3 or the ball, and the `Normalization` whose `undo_mesh` leads back.
+        The mesh or cloud in [-extent, extent]^3 or the ball, and the `Normalization` that leads back.
 
     Raises:
         ValueError: no faces, all points equal, or an unknown `fit`.
     """
-    if fit not in ("box", "sphere"):
-        raise ValueError(f'`fit` must be "box" or "sphere", got {fit!r}')
+    if not isinstance(mesh, Mesh):
+        return mesh.normalize(extent=extent, fit=fit, dtype=dtype)
     if not mesh.num_faces:
         raise ValueError("a mesh without faces cannot be normalized")
-    used = mesh.vertices.double()[mesh.faces.reshape(-1)]
-    low, high = used.amin(0), used.amax(0)
-    middle = low + (high - low) / 2
-    half = (high - low).max() / 2 if fit == "box" else (used - middle).norm(dim=1).max()
-    if not float(half) > 0:
-        raise ValueError("all points of the mesh are equal: it has no size to normalize")
-    center = middle.tolist()
-    normalization = Normalization((center[0], center[1], center[2]), extent / float(half))
+    used = torch.zeros(mesh.num_vertices, dtype=torch.bool)
+    used[mesh.faces.reshape(-1)] = True
+    normalization = Normalization.of_points(mesh.vertices[used], extent, fit)
     return normalization.apply_mesh(mesh, dtype), normalization
