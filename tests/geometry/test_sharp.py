@@ -9,8 +9,11 @@ from fastshape.geometry import (
     count_salient_edges,
     salient_edges,
     sample_sharp_edges,
+    sample_sharp_points,
+    sample_surface,
     shapes,
 )
+from fastshape.geometry.neighbors import nearest_neighbors
 from fastshape.testing import icosphere
 
 CORNERS = torch.tensor([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
@@ -223,10 +226,9 @@ def test_a_sphere_gives_all_points() -> None:
     sample_sharp_edges(sphere, 10, fallback="uniform")
 
 
-def test_the_fallback_goes_where_the_surface_bends() -> None:
-    """A slab with a half-cylinder for each of two sides, smooth everywhere: flat faces get nothing."""
-    sides = 64
-    angle = torch.linspace(-math.pi / 2, math.pi / 2, sides)
+def smooth_slab() -> Mesh:
+    """Two flat walls |x| < 3 joined by half-cylinders, without lids, smooth everywhere."""
+    angle = torch.linspace(-math.pi / 2, math.pi / 2, 64)
     right = torch.stack([3 + angle.cos(), angle.sin()], 1)
     ring = torch.cat([right, -right])
     count = len(ring)
@@ -234,7 +236,11 @@ def test_the_fallback_goes_where_the_surface_bends() -> None:
     a = torch.arange(count)
     b = (a + 1) % count
     faces = torch.cat([torch.stack([a, b, b + count], 1), torch.stack([a, b + count, a + count], 1)])
-    mesh = Mesh(torch.cat([low, high]), faces)
+    return Mesh(torch.cat([low, high]), faces)
+
+
+def test_the_fallback_goes_where_the_surface_bends() -> None:
+    mesh = smooth_slab()
     bent = sample_sharp_edges(mesh, 5000, generator=seeded())
     assert bent.num_fallback == 5000
     assert float((bent.points[:, 0].abs() > 2.99).double().mean()) > 0.95
@@ -295,3 +301,104 @@ def test_wrong_arguments_of_sharp_samples() -> None:
         sample_sharp_edges(Mesh(torch.zeros(3, 3), torch.tensor([[0, 1, 2]])), 1)
     with pytest.raises(ValueError, match="no surface area"):
         sample_sharp_edges(Mesh(mesh.vertices, mesh.faces[:0]), 1)
+
+
+# ---- Point clouds ------------------------------------------------------------------------------------------
+
+
+def test_sharp_points_of_a_cube_lie_along_its_edges() -> None:
+    cloud = sample_surface(box(), 10_000, seeded())
+    samples = sample_sharp_points(cloud.points, 3 * cloud.normals, 1000, generator=seeded())
+    assert torch.equal(samples.points, cloud.points[samples.rows])
+    assert torch.equal(samples.normals, cloud.normals[samples.rows])
+    assert len(samples.rows.unique()) == 1000
+    assert samples.num_fallback == 0
+    reach = nearest_neighbors(cloud.points, 16).distances.max()
+    assert float(box_edge_offset(samples.points).max()) < float(reach)
+    # All of them: those that see another side, and nearly all that are closest to an edge.
+    close = box_edge_offset(cloud.points) < 0.02
+    everything = sample_sharp_points(cloud.points, cloud.normals, samples.num_sharp, generator=seeded())
+    found = torch.zeros(10_000, dtype=torch.bool).index_fill(0, everything.rows, True)
+    assert float(found[close].double().mean()) > 0.99
+    assert samples.num_sharp < 5000
+
+
+def test_sharp_points_of_a_sphere_come_from_the_fallback() -> None:
+    cloud = sample_surface(Mesh(*icosphere(4)), 4000, seeded())
+    samples = sample_sharp_points(cloud.points, cloud.normals, 500, generator=seeded())
+    assert (samples.num_sharp, samples.num_fallback) == (0, 500)
+    assert len(samples.rows.unique()) == 500
+    again = sample_sharp_points(cloud.points, cloud.normals, 500, generator=seeded())
+    assert torch.equal(samples.rows, again.rows)
+    other = sample_sharp_points(cloud.points, cloud.normals, 500, generator=seeded(1))
+    assert not torch.equal(samples.rows, other.rows)
+    flat = sample_sharp_points(cloud.points, torch.zeros(4000, 3), 4000, generator=seeded())
+    assert torch.equal(flat.rows.sort().values, torch.arange(4000))
+
+
+def test_the_fallback_of_a_cloud_follows_curvature() -> None:
+    cloud = sample_surface(smooth_slab(), 6000, seeded())
+    samples = sample_sharp_points(cloud.points, cloud.normals, 1000, angle=45, generator=seeded())
+    assert samples.num_fallback == 1000
+    assert float((samples.points[:, 0].abs() > 2.9).double().mean()) > 0.98
+
+
+def test_clouds_without_orientation() -> None:
+    cloud = sample_surface(Mesh(*icosphere(4)), 3000, seeded())
+    signs = torch.where(torch.rand(3000, 1, generator=seeded()) < 0.5, 1.0, -1.0)
+    flipped = cloud.normals * signs
+    assert sample_sharp_points(cloud.points, flipped, 10).num_sharp > 2900
+    assert sample_sharp_points(cloud.points, flipped, 10, oriented=False).num_sharp == 0
+
+
+def test_wrong_clouds() -> None:
+    points = torch.rand(10, 3)
+    assert sample_sharp_points(points, points, 10).rows.shape == (10,)
+    assert sample_sharp_points(points[:1], points[:1], 1).rows.tolist() == [0]
+    assert sample_sharp_points(points[:0], points[:0], 0).points.shape == (0, 3)
+    with pytest.raises(ValueError, match=r"same shape \(P, 3\), got \(10, 3\) and \(9, 3\)"):
+        sample_sharp_points(points, points[:9], 1)
+    with pytest.raises(ValueError, match="number of points, got 11"):
+        sample_sharp_points(points, points, 11)
+    with pytest.raises(ValueError, match="`normals` must be finite"):
+        sample_sharp_points(points, points / 0, 1)
+    with pytest.raises(ValueError, match="`points` must be finite"):
+        sample_sharp_points(points / 0, points, 1)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        sample_sharp_points(points, points, 1, num_neighbors=0)
+
+
+@pytest.mark.parametrize("kind", ["surface", "volume", "clusters", "line", "copies", "few"])
+def test_nearest_neighbors_are_exact(kind: str) -> None:
+    generator = seeded()
+
+    def rand(count: int) -> torch.Tensor:
+        return torch.rand(count, 3, generator=generator)
+
+    points = {
+        "surface": lambda: sample_surface(shapes.torus(), 2000, generator).points,
+        "volume": lambda: rand(2000).double(),
+        "clusters": lambda: torch.cat([rand(1000), rand(600) * 1e-3, rand(400) * 1e-5 + 1]),
+        "line": lambda: torch.linspace(-3, 5, 1500)[:, None].repeat(1, 3),
+        "copies": lambda: rand(100).repeat(20, 1),
+        "few": lambda: rand(12),
+    }[kind]()
+    k = 11
+    found = nearest_neighbors(points, k)
+    full = torch.cdist(points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    full.fill_diagonal_(torch.inf)
+    expected = full.topk(k, largest=False).values
+    torch.testing.assert_close(found.distances, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(full.gather(1, found.rows), found.distances, rtol=1e-9, atol=1e-12)
+    assert all(len(set(row)) == k for row in found.rows.tolist())
+
+
+def test_neighbors_in_one_place_and_wrong_input() -> None:
+    same = nearest_neighbors(torch.ones(5, 3), 3)
+    assert float(same.distances.max()) == 0
+    assert not bool((same.rows == torch.arange(5)[:, None]).any())
+    assert nearest_neighbors(torch.ones(5, 3), 0).rows.shape == (5, 0)
+    with pytest.raises(ValueError, match=r"`k` must lie in 0\.\.4, got 5"):
+        nearest_neighbors(torch.ones(5, 3), 5)
+    with pytest.raises(ValueError, match="shape"):
+        nearest_neighbors(torch.ones(5, 2), 1)

@@ -56,8 +56,10 @@ from fastshape.geometry.sampling import SurfaceSamples as SurfaceSamples
 from fastshape.geometry.sampling import farthest_subset as farthest_subset
 from fastshape.geometry.sampling import sample_surface as sample_surface
 from fastshape.geometry.sharp import SalientEdges as SalientEdges
+from fastshape.geometry.sharp import SharpPoints as SharpPoints
 from fastshape.geometry.sharp import SharpSamples as SharpSamples
 from fastshape.geometry.sharp import count_salient_edges as count_salient_edges
 from fastshape.geometry.sharp import salient_edges as salient_edges
 from fastshape.geometry.sharp import sample_sharp_edges as sample_sharp_edges
+from fastshape.geometry.sharp import sample_sharp_points as sample_sharp_points
 from fastshape.geometry.sharp_normals import sharp_normal_error as sharp_normal_error

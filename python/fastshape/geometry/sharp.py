@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from fastshape.geometry.mesh import Mesh
+from fastshape.geometry.neighbors import nearest_neighbors
 from fastshape.geometry.orientation import _row_numbers
 from fastshape.geometry.sampling import farthest_subset, sample_faces
 
@@ -308,3 +310,97 @@ def _curvature(mesh: Mesh, edges: _Edges) -> Tensor:
     for side in (0, 1):
         total.index_add_(0, edges.faces[:, side], 0.5 * bend)
     return total if float(total.sum()) > 0 else mesh.face_areas
+
+
+# ---- Point clouds ------------------------------------------------------------------------------------------
+
+
+class SharpPoints(NamedTuple):
+    """Points of a cloud near its sharp features, and how they came about.
+
+    Attributes:
+        points: (N, 3) float32.
+        normals: (N, 3) float32, unit vectors, zero where the cloud's is zero.
+        rows: (N,) int64, which points of the cloud they are, each once.
+        num_sharp: sharp points of the cloud, drawn or not.
+        num_fallback: how many of the N are not sharp.
+    """
+
+    points: Tensor
+    normals: Tensor
+    rows: Tensor
+    num_sharp: int
+    num_fallback: int
+
+
+def sample_sharp_points(
+    points: Tensor,
+    normals: Tensor,
+    num_samples: int,
+    *,
+    angle: float = 30.0,
+    num_neighbors: int = 16,
+    oriented: bool = True,
+    generator: Generator | None = None,
+) -> SharpPoints:
+    """Choose the points of a cloud where its normals change: what `sample_sharp_edges` is to a mesh.
+
+    A point is sharp if the normal of one of its k nearest neighbors is more than `angle` away from its own.
+    Of more than N sharp points farthest point sampling picks N. If there are fewer, all are taken and the
+    rest is drawn from the others without repetition, in proportion to the mean of 1 - cos of their neighbors'
+    angles, which grows with the square of the curvature; in a cloud without curvature all are alike.
+
+    A smooth surface seems sharp where it turns by `angle` within reach of k neighbors, and so do, where
+    normals are oriented, sheets that are closer to each other than the points are.
+
+    Args:
+        points: (P, 3), float32 or float64, finite.
+        normals: (P, 3), of any length; those of length 0 neither are nor make sharp.
+        num_samples: 0 <= N <= P.
+        angle: degrees.
+        num_neighbors: k; at most P - 1 are used.
+        oriented: whether normals that point in opposite directions differ. False for clouds whose normals are
+            known up to the sign.
+        generator: CPU generator; None draws from torch's global one.
+
+    Raises:
+        ValueError: wrong shapes, a value that is not finite, more points asked for than there are, no
+            neighbors, an angle out of range.
+    """
+    if normals.shape != points.shape or points.dim() != 2 or points.shape[1] != 3:
+        raise ValueError(
+            "`points` and `normals` must have the same shape (P, 3), "
+            f"got {tuple(points.shape)} and {tuple(normals.shape)}"
+        )
+    if not bool(torch.isfinite(normals).all()):
+        raise ValueError("`normals` must be finite")
+    if not 0 <= num_samples <= len(points):
+        raise ValueError(
+            f"`num_samples` must lie in 0..{len(points)}, the number of points, got {num_samples}"
+        )
+    if num_neighbors < 1:
+        raise ValueError(f"`num_neighbors` must be at least 1, got {num_neighbors}")
+    if not 0 <= angle <= 180:
+        raise ValueError(f"`angle` must lie in 0..180 degrees, got {angle}")
+    neighbors = nearest_neighbors(points, min(num_neighbors, max(len(points) - 1, 0))).rows
+    unit = torch.nn.functional.normalize(normals.double(), dim=1, eps=1e-300)
+    cosine = (unit[neighbors] * unit[:, None]).sum(2)
+    if not oriented:
+        cosine = cosine.abs()
+    known = unit.any(1)
+    cosine = torch.where(known[neighbors] & known[:, None], cosine, torch.ones_like(cosine))
+    sharp = (cosine < math.cos(math.radians(angle))).any(1)
+    rows = sharp.nonzero()[:, 0]
+    num_sharp = len(rows)
+    if num_sharp > num_samples:
+        rows = rows[farthest_subset(points[rows], num_samples)]
+    elif num_sharp < num_samples:
+        others = (~sharp).nonzero()[:, 0]
+        weights = (1 - cosine[others]).clamp(min=0).sum(1)
+        weights = weights + max(1e-6 * float(weights.max()), 1e-300)
+        # The smallest of exponential waiting times: a weighted draw without repetition.
+        waiting = -torch.rand(len(others), generator=generator, dtype=torch.float64).log() / weights
+        rows = torch.cat([rows, others[waiting.argsort(stable=True)[: num_samples - num_sharp]]])
+    return SharpPoints(
+        points[rows].float(), unit[rows].float(), rows, num_sharp, max(num_samples - num_sharp, 0)
+    )
