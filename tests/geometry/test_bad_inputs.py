@@ -56,7 +56,7 @@ def two_cubes(shift, scale=1.0, turned=False) -> str:
 
 @row(1, "empty file")
 def _(folder: Path) -> None:
-    for extension in ("obj", "ply", "stl", "off", "glb", "gltf"):
+    for extension in ("obj", "ply", "stl", "off", "glb", "gltf", "3mf"):
         refused(write(folder, f"a.{extension}", ""), "file is empty")
         refused(write(folder, f"a.{extension}", " \n\n"), "file is empty")
     refused(write(folder, "a.obj", "# nothing\n"), "no vertices and no faces")
@@ -170,7 +170,7 @@ def any_unit(folder: Path, scale: float) -> None:
         write(folder, "a.off", off(vertices, CUBE_QUADS)),
     ]
     files.append(write(folder, "a.ply", ply(vertices, CUBE_QUADS, "binary_little_endian")))
-    for name in ("b.stl", "b.glb", "b.ply"):
+    for name in ("b.stl", "b.glb", "b.ply", "b.3mf"):
         saved(folder, name, Mesh(cube().vertices * scale, cube().faces))
         files.append(folder / name)
     for path in files:
@@ -196,7 +196,7 @@ def _(folder: Path) -> None:
 @row(12, "a small object far away")
 def _(folder: Path) -> None:
     mesh = Mesh(cube().vertices * 1e-3 + 1e6, cube().faces)
-    for name in ("a.obj", "a.ply", "a.off"):
+    for name in ("a.obj", "a.ply", "a.off", "a.3mf"):
         save(mesh, folder / name)
         read = load(folder / name)
         assert torch.equal(read.triangles, mesh.triangles)
@@ -214,7 +214,7 @@ def _(folder: Path) -> None:
         mesh = Mesh(solid.vertices * scale + 10 * scale, solid.faces)
         normalized, normalization = normalize(mesh)
         torch.testing.assert_close(normalized.vertices, reference.vertices, atol=1e-6, rtol=0)
-        for extension in ("obj", "ply", "stl", "off", "glb"):
+        for extension in ("obj", "ply", "stl", "off", "glb", "3mf"):
             save(normalization.undo_mesh(normalized), folder / f"a.{extension}")
             torch.testing.assert_close(
                 load(folder / f"a.{extension}").triangles, mesh.triangles, rtol=0, atol=1e-5 * scale
@@ -450,7 +450,7 @@ def _(folder: Path) -> None:
 
 @row(29, "ten million faces")
 def _(folder: Path) -> None:
-    for extension in ("obj", "ply", "stl", "off", "glb"):
+    for extension in ("obj", "ply", "stl", "off", "glb", "3mf"):
         path = folder / f"cube.{extension}"
         save(cube(), path)
         refused(path, "are more than `max_faces` = 11; simplify the mesh", max_faces=11)
@@ -569,7 +569,7 @@ def test_bad_input(number: int, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- damage by chance
 
 
-@pytest.mark.parametrize("extension", ["obj", "ply", "stl", "off", "glb"])
+@pytest.mark.parametrize("extension", ["obj", "ply", "stl", "off", "glb", "3mf"])
 def test_damaged_files_end_in_a_mesh_or_a_mesh_error(tmp_path: Path, extension: str) -> None:
     data = saved(tmp_path, f"a.{extension}")
     rng = np.random.default_rng(0)

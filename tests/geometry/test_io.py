@@ -1,12 +1,15 @@
 """What is read and written, as it is, and what is noted on the way."""
 
+import io
 import os
+import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
-from mesh_files import CUBE_QUADS, CUBE_VERTICES, cube, ply, write
+from mesh_files import CUBE_QUADS, CUBE_VERTICES, TRIANGLE, cube, ply, refused, saved, write
 
 from fastshape.geometry import Mesh, MeshError, load, save, shapes
 from fastshape.geometry.polygons import triangulate
@@ -15,7 +18,7 @@ from fastshape.geometry.rows import count_edges, first_equal, unique_faces
 # ------------------------------------------------------------------------------------------- what is read
 
 
-@pytest.mark.parametrize("extension", ["obj", "ply", "stl", "off", "glb"])
+@pytest.mark.parametrize("extension", ["obj", "ply", "stl", "off", "glb", "3mf"])
 def test_round_trip(tmp_path: Path, extension: str) -> None:
     mesh = Mesh(cube().vertices.float() + torch.tensor([0.1, 0.25, 1 / 3]), cube().faces)
     path = tmp_path / f"cube.{extension}"
@@ -27,7 +30,7 @@ def test_round_trip(tmp_path: Path, extension: str) -> None:
     assert again.notes == ()
 
 
-@pytest.mark.parametrize("extension", ["obj", "ply", "off"])
+@pytest.mark.parametrize("extension", ["obj", "ply", "off", "3mf"])
 def test_double_precision_survives(tmp_path: Path, extension: str) -> None:
     mesh = Mesh(cube().vertices * 1e-3 + 1e6 + 1 / 3, cube().faces)
     save(mesh, tmp_path / f"cube.{extension}")
@@ -110,6 +113,126 @@ def test_triangulate_random_star_polygons_in_space() -> None:
         assert pieces.sum() == pytest.approx(area)
 
 
+# ------------------------------------------------------------------------------------------- 3MF
+
+CORE = "http://schemas.microsoft.com/3dmanufacturing/core/2015/02"
+PRODUCTION = "http://schemas.microsoft.com/3dmanufacturing/production/2015/06"
+
+
+def mesh_xml(mesh: Mesh) -> str:
+    vertices = "".join(f'<vertex x="{x}" y="{y}" z="{z}"/>' for x, y, z in mesh.vertices.tolist())
+    faces = "".join(f'<triangle v1="{a}" v2="{b}" v3="{c}" pid="9"/>' for a, b, c in mesh.faces.tolist())
+    return f"<mesh><vertices>{vertices}</vertices><triangles>{faces}</triangles></mesh>"
+
+
+def model_xml(resources: str, build: str, unit: str = "millimeter") -> str:
+    return (
+        f'<?xml version="1.0"?><model unit="{unit}" xmlns="{CORE}" xmlns:p="{PRODUCTION}">'
+        f"<resources>{resources}</resources><build>{build}</build></model>"
+    )
+
+
+def archive(files: dict[str, str]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in files.items():
+            made.writestr(name, content)
+    return data.getvalue()
+
+
+def test_3mf_is_what_the_specification_asks_for(tmp_path: Path) -> None:
+    data = saved(tmp_path, "a.3mf")
+    assert data == saved(tmp_path, "b.3mf")
+    with zipfile.ZipFile(io.BytesIO(data)) as made:
+        assert made.namelist() == ["[Content_Types].xml", "_rels/.rels", "3D/3dmodel.model"]
+        relationship = ElementTree.fromstring(made.read("_rels/.rels"))[0]
+        assert relationship.attrib["Target"] == "/3D/3dmodel.model"
+        model = ElementTree.fromstring(made.read("3D/3dmodel.model"))
+    assert model.tag == f"{{{CORE}}}model"
+    assert model.attrib["unit"] == "millimeter"
+    vertices = [[float(v.attrib[axis]) for axis in "xyz"] for v in model.iter(f"{{{CORE}}}vertex")]
+    faces = [[int(t.attrib[f"v{i}"]) for i in (1, 2, 3)] for t in model.iter(f"{{{CORE}}}triangle")]
+    assert vertices == cube().vertices.tolist()
+    assert faces == cube().faces.tolist()
+
+
+def test_3mf_components_and_transforms(tmp_path: Path) -> None:
+    part = f'<object id="1">{mesh_xml(cube())}</object>'
+    both = (
+        '<object id="2"><components><component objectid="1"/>'
+        '<component objectid="1" transform="0 2 0 -2 0 0 0 0 2 5 0 0"/></components></object>'
+    )
+    item = '<item objectid="2" transform="-1 0 0 0 1 0 0 0 1 0 0 1"/>'  # a mirror, and up by one
+    path = write(tmp_path, "a.3mf", archive({"3D/3dmodel.model": model_xml(part + both, item, "inch")}))
+    mesh = load(path)
+    assert mesh.volume == pytest.approx(1 + 8)
+    torch.testing.assert_close(mesh.bounds, torch.tensor([[-5, 0, 1], [0, 2, 3]], dtype=torch.float64))
+    assert mesh.notes == ("coordinates kept in the file's unit, inch",)
+    # The mesh in another part, as slicers write it.
+    other = {
+        "_rels/.rels": '<Relationships><Relationship Target="/x/main.model" Id="a" '
+        'Type="http://schemas.microsoft.com/3dmanufacturing/2013/01/3dmodel"/></Relationships>',
+        "x/main.model": model_xml(
+            '<object id="7"><components><component p:path="/x/part.model" objectid="1"/></components>'
+            "</object>",
+            '<item objectid="7"/>',
+        ),
+        "x/part.model": model_xml(part, ""),
+    }
+    assert load(write(tmp_path, "b.3mf", archive(other))).volume == pytest.approx(1)
+
+
+def circle(objects: int, uses: int) -> str:
+    return "".join(
+        f'<object id="{i}"><components>{f"""<component objectid="{(i + 1) % objects}"/>""" * uses}'
+        "</components></object>"
+        for i in range(objects)
+    )
+
+
+ITEM = '<item objectid="1"/>'
+TRIANGLE_XML = mesh_xml(Mesh(torch.tensor(TRIANGLE).float(), torch.tensor([[0, 1, 2]])))
+BAD_3MF = {
+    "no archive": (b"not a zip", "not a readable 3MF file"),
+    "truncated": (b"PK\3\4" + bytes(40), "not a readable 3MF file"),
+    "no model": (archive({"a.txt": "x"}), "the archive has no 3D/3dmodel.model"),
+    "no xml": ("<model", "3D/3dmodel.model is not well-formed XML"),
+    "doctype": ('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "a document type declaration is not allowed"),
+    "nothing to build": (model_xml(f'<object id="1">{TRIANGLE_XML}</object>', ""), "1 objects and no item"),
+    "no such object": (model_xml("", ITEM), "3D/3dmodel.model has no object 1"),
+    "empty object": (model_xml('<object id="1"/>', ITEM), "items to build without any"),
+    "decimal comma": (
+        model_xml(f'<object id="1">{TRIANGLE_XML.replace("1.0", "1,0")}</object>', ITEM),
+        "line 1 of 3D/3dmodel.model: expected numbers in <vertex>, got '1,0 0.0 0.0'",
+    ),
+    "no z": (
+        model_xml(f'<object id="1">{TRIANGLE_XML.replace(" z=", " w=")}</object>', ITEM),
+        "a <vertex> without 'z'",
+    ),
+    "index": (
+        model_xml(f'<object id="1">{TRIANGLE_XML}</object>'.replace('v3="2"', 'v3="3"'), ITEM),
+        "face 0 of object 1 is [0, 1, 3], but there are 3 vertices",
+    ),
+    "flat": (
+        model_xml(
+            f'<object id="1">{TRIANGLE_XML}</object>',
+            '<item objectid="1" transform="1 0 0 0 1 0 0 0 0 0 0 0"/>',
+        ),
+        "determinant 0",
+    ),
+    "circle": (model_xml(circle(3, 1), ITEM), "more than 32 deep, or in a circle"),
+    "bomb of components": (model_xml('<object id="0"/>' + circle(10, 10).split("</object>", 1)[1], ITEM), "more than 65536 instances"),
+    "bomb of zeros": (archive({"3D/3dmodel.model": " " * (1 << 27)}), "would unpack to 134217728 bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_3MF)
+def test_bad_3mf(tmp_path: Path, case: str) -> None:
+    content, message = BAD_3MF[case]
+    data = archive({"3D/3dmodel.model": content}) if isinstance(content, str) else content
+    refused(write(tmp_path, "a.3mf", data), message)
+
+
 # ------------------------------------------------------------------------------------------- what else
 
 
@@ -143,7 +266,7 @@ def test_real_scan(tmp_path: Path) -> None:
     assert mesh.volume > 0
 
 
-@pytest.mark.parametrize("extension", ["obj", "ply", "stl", "off", "glb"])
+@pytest.mark.parametrize("extension", ["obj", "ply", "stl", "off", "glb", "3mf"])
 def test_damaged_files_end_in_a_mesh_or_a_mesh_error(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"a.{extension}"
     save(cube(), path)

@@ -16,66 +16,8 @@ from typing import Any
 
 import numpy as np
 
-
-class MeshError(ValueError):
-    """A file that cannot be read or written as a mesh: names the file, what was expected and what came."""
-
-    def __init__(self, path: str | Path, message: str) -> None:
-        super().__init__(f"{path}: {message}")
-        self.path = str(path)
-        self.message = message
-
-
-@dataclass
-class RawMesh:
-    """What a file says: positions (V, 3) float32 or float64, polygons as one flat array of integers beside
-    their sizes, and how many lines it has besides."""
-
-    vertices: np.ndarray
-    indices: np.ndarray
-    sizes: np.ndarray
-    notes: list[str] = field(default_factory=list)
-    num_lines: int = 0
-
-    @staticmethod
-    def of_triangles(vertices: np.ndarray, faces: np.ndarray) -> RawMesh:
-        return RawMesh(vertices, faces.reshape(-1), np.broadcast_to(np.int64(3), len(faces)))
-
-    @staticmethod
-    def of_polygons(vertices: list[Any] | np.ndarray, polygons: list[list[int]]) -> RawMesh:
-        positions = np.asarray(vertices, np.float64).reshape(-1, 3)
-        sizes = np.fromiter(map(len, polygons), np.int64, len(polygons))
-        indices = np.fromiter((i for polygon in polygons for i in polygon), np.int64, int(sizes.sum()))
-        return RawMesh(positions, indices, sizes)
-
-
-def numbers(path: Path, line_number: int, words: list[str], kind: type[float] | type[int]) -> list[Any]:
-    """The words of a line as numbers, or an error that names the line."""
-    try:
-        values: list[Any] = [kind(word) for word in words]
-        if any("_" in word for word in words) or (kind is int and any(abs(n) >> 62 for n in values)):
-            raise ValueError
-        return values
-    except ValueError:
-        what = "numbers" if kind is float else "integers"
-        hint = " (a decimal comma?)" if any("," in word for word in words) else ""
-        shown = " ".join(words)[:60]
-        raise MeshError(path, f"line {line_number}: expected {what}, got '{shown}'{hint}") from None
-
-
-def number_table(lines: Sequence[bytes], columns: int, kind: type = np.float64) -> np.ndarray | None:
-    """The numbers (N, columns) of lines that hold exactly so many each; None if any line does not.
-
-    For what None is the answer to, the callers go line by line and say what is wrong where.
-    """
-    if not lines:
-        return np.zeros((0, columns), kind)
-    try:
-        table: np.ndarray = np.loadtxt(lines, kind, comments=None, ndmin=2)
-    except (ValueError, OverflowError):
-        return None
-    return table if table.shape == (len(lines), columns) else None
-
+from fastshape.geometry.raw import MeshError, RawMesh, bake, number_table, numbers
+from fastshape.geometry.threemf import read_3mf, write_3mf
 
 # ---------------------------------------------------------------------------------- OBJ
 
@@ -581,14 +523,11 @@ def read_gltf(path: Path, data: bytes) -> RawMesh:
         if not isinstance(geometry, trimesh.Trimesh):
             others.append(type(geometry).__name__)
             continue
-        determinant = np.linalg.det(np.asarray(matrix, np.float64)[:3, :3])
-        if not np.isfinite(determinant) or determinant == 0:
-            raise MeshError(
-                path, f"the transform of node '{node}' has determinant {determinant:g}: it flattens the mesh"
-            )
-        vertices.append(np.asarray(geometry.vertices, np.float64) @ matrix[:3, :3].T + matrix[:3, 3])
-        triangles = np.asarray(geometry.faces, np.int64) + offset
-        faces.append(triangles[:, ::-1] if determinant < 0 else triangles)
+        moved, triangles = bake(
+            path, f"of node '{node}'", geometry.vertices, np.asarray(geometry.faces, np.int64), matrix
+        )
+        vertices.append(moved)
+        faces.append(triangles + offset)
         offset += len(geometry.vertices)
     if not vertices:
         what = f"only {', '.join(sorted(set(others)))}" if others else "an empty scene"
@@ -634,6 +573,7 @@ READERS: dict[str, Callable[[Path, bytes], RawMesh]] = {
     ".off": read_off,
     ".glb": read_gltf,
     ".gltf": read_gltf,
+    ".3mf": read_3mf,
 }
 
 WRITERS: dict[str, Callable[[np.ndarray, np.ndarray], bytes]] = {
@@ -642,4 +582,5 @@ WRITERS: dict[str, Callable[[np.ndarray, np.ndarray], bytes]] = {
     ".stl": write_stl,
     ".off": write_off,
     ".glb": write_glb,
+    ".3mf": write_3mf,
 }

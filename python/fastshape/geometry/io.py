@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastshape.geometry.formats import READERS, WRITERS, MeshError, RawMesh, declared_faces
+from fastshape.geometry.formats import READERS, WRITERS, declared_faces
 from fastshape.geometry.mesh import Mesh
 from fastshape.geometry.polygons import triangulate
+from fastshape.geometry.raw import MeshError, RawMesh
 from fastshape.geometry.rows import count_edges, first_equal, signed_volume, unique_faces
 
 __all__ = ["MeshError", "load", "save"]
 
 
 def load(path: str | os.PathLike[str], *, drop_invalid: bool = False, max_faces: int | None = None) -> Mesh:
-    """Read an OBJ, PLY, STL, OFF, GLB or glTF file as one triangle mesh in float64.
+    """Read an OBJ, PLY, STL, OFF, GLB, glTF or 3MF file as one triangle mesh in float64.
 
     Positions only: textures, colors and normals are left out. Scene transforms are applied. Corners at
     exactly the same position become one vertex (never by a tolerance, so any unit of length survives),
@@ -208,9 +209,10 @@ def _has_area(vertices: np.ndarray, faces: np.ndarray) -> bool:
 
 
 def save(mesh: Mesh, path: str | os.PathLike[str]) -> None:
-    """Write a mesh as OBJ, PLY, STL, OFF or GLB, replacing an existing file only by a complete one.
+    """Write a mesh as OBJ, PLY, STL, OFF, GLB or 3MF, replacing an existing file only by a complete one.
 
-    OBJ, OFF and PLY keep the vertices' precision; STL and GLB hold float32.
+    OBJ, OFF, PLY and 3MF keep the vertices' precision; STL and GLB hold float32. 3MF names a unit: a vertex
+    coordinate is written as so many millimeters. Equal meshes give equal bytes.
 
     Raises:
         MeshError: unknown extension, no such directory, no faces, or coordinates too large for the format.

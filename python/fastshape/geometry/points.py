@@ -16,16 +16,10 @@ import torch
 from torch import Generator, Tensor
 
 from fastshape import ops
-from fastshape.geometry.formats import (
-    MeshError,
-    number_table,
-    numbers,
-    off_header,
-    off_vertices,
-    open_ply,
-)
+from fastshape.geometry.formats import off_header, off_vertices, open_ply
 from fastshape.geometry.io import check_readable, read_bytes, write_atomically
 from fastshape.geometry.mesh import Normalization
+from fastshape.geometry.raw import MeshError, number_table, numbers
 from fastshape.geometry.rows import first_equal
 
 _UNIT = 1e-2  # how far a normal's length may lie from 1 before that is worth a note

@@ -239,7 +239,7 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
         ValueError: no faces, or no surface area.
     """
     spec = PrepareSpec.preset("vecset") if spec is None else spec
-    normalized, normalization = normalize(mesh, extent=spec.extent, fit=spec.normalization)  # type: ignore[arg-type]
+    normalized, normalization = normalize(mesh, extent=spec.extent, fit=spec.normalization)  # type: ignore[call-overload]
     draws = _Draws(spec.seed, mesh if spec.per_mesh else None)
     sharp = sample_sharp_edges(
         normalized,
