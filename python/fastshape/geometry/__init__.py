@@ -63,3 +63,4 @@ from fastshape.geometry.sharp import salient_edges as salient_edges
 from fastshape.geometry.sharp import sample_sharp_edges as sample_sharp_edges
 from fastshape.geometry.sharp import sample_sharp_points as sample_sharp_points
 from fastshape.geometry.sharp_normals import sharp_normal_error as sharp_normal_error
+from fastshape.geometry.views import views_occupancy as views_occupancy
