@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_prepare(commands)
     _add_pack(commands)
+    _add_evaluate(commands)
     commands.add_parser("info", help="what this build and this machine have", description="What is here.")
     return top
 
@@ -138,6 +139,70 @@ def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     pack.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
     pack.add_argument(
         "--shard-size", type=_size, default=_size("1GB"), metavar="SIZE", help="largest file; default: 1GB"
+    )
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="reconstructions against what they should be, by each paper's protocol",
+        description="Compares meshes by points, surfaces, volumes and normals, each score beside its "
+        "sampling floor, and prints the table. Exit code: 0 if every pair was compared, 1 if some failed "
+        "(the others were compared), 2 if nothing could be started, 130 if interrupted.",
+    )
+    evaluate.add_argument(
+        "predictions", metavar="A", help="reconstructions: a mesh or a folder; or a .csv of pairs, without B"
+    )
+    evaluate.add_argument(
+        "targets", nargs="?", metavar="B", help="what they should be: a mesh, or a folder with equal stems"
+    )
+    evaluate.add_argument(
+        "-o", "--output", metavar="DIR", help="write index.html, shapes.csv, summary.json and shapes/*.json"
+    )
+    evaluate.add_argument(
+        "--preset",
+        default="fastshape",
+        choices=("fastshape", "vecset", "lagem", "dora", "triposf", "vat"),
+        metavar="NAME",
+        help="whose protocol: fastshape, vecset, lagem, dora, triposf or vat; default: fastshape",
+    )
+    evaluate.add_argument(
+        "--samples", type=_at_least(1), metavar="N", help="points per surface; default: the protocol's"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the sampling; default: 0")
+    evaluate.add_argument(
+        "--group",
+        choices=("watertight", "raw", "visible"),
+        help="what the meshes are; visible: compare only what can be seen from outside; default: watertight "
+        "where the target is, else raw",
+    )
+    evaluate.add_argument(
+        "--sne",
+        action=argparse.BooleanOptionalAction,
+        help="the sharp-normal error (seconds for a pair); default: the protocol's",
+    )
+    evaluate.add_argument(
+        "--level-resolution",
+        type=_at_least(16),
+        metavar="R",
+        help="count the edges of the levels on a watertight remesh, e.g. 512; default: on the target",
+    )
+    evaluate.add_argument(
+        "--latent-bytes", metavar="N|FILE", help="size of the latents: a number, or a CSV or JSON by name"
+    )
+    evaluate.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="a file without partner counts as failed, not as an error",
+    )
+    evaluate.add_argument("--resume", action="store_true", help="keep what -o DIR already holds")
+    evaluate.add_argument("--title", metavar="TEXT", help="of the page; default: A")
+    evaluate.add_argument(
+        "--pictures", type=_at_least(0), default=12, metavar="N", help="pairs to draw; default: 12"
+    )
+    evaluate.add_argument("--no-picture", action="store_true", help="draw none")
+    evaluate.add_argument(
+        "--up", choices=("y", "z"), help="vertical axis in the pictures; y for glTF, else z"
     )
 
 
@@ -233,8 +298,9 @@ def _user_error(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     from fastshape.geometry import MeshError, NoSurfaceError, PrepareError
     from fastshape.models import CheckpointError
+    from fastshape.pipelines import PairError
 
-    ours = (CommandError, MeshError, NoSurfaceError, CheckpointError, PrepareError, FloatingPointError)
-    if isinstance(error, ours):
+    ours = (CommandError, MeshError, NoSurfaceError, CheckpointError, PrepareError, PairError)
+    if isinstance(error, (*ours, FloatingPointError)):
         return " ".join(str(error).splitlines())
     return None

@@ -27,6 +27,7 @@ _BACK = (0.80, 0.50, 0.36)
 _CREASE = math.cos(math.radians(45))
 
 Trace = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Paint = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def render(
     frame: Mesh | None = None,
     supersample: int = 4,
     occlusion: int = 16,
-    color: tuple[float, float, float] = _FRONT,
+    color: tuple[float, float, float] | Paint = _FRONT,
 ) -> Tensor:
     """Draw a mesh from several views, side by side.
 
@@ -109,7 +110,8 @@ def render(
             `mesh`.
         supersample: side of the grid of rays in a pixel at an edge; 1 turns it off.
         occlusion: rays per pixel that look for covering geometry; 0 turns it off.
-        color: of front faces, in [0, 1].
+        color: of front faces, in [0, 1]; or a function from points of the surface (N, 3) float32, in the
+            frame of `mesh`, to colors (N, 3), for both sides: a map of errors, say.
 
     Returns:
         uint8 (size, len(views) * size, 3).
@@ -131,7 +133,19 @@ def render(
     mesh = Mesh(((mesh.vertices.double() - center) * scale).float(), mesh.faces)
     frame = Mesh(((frame.vertices.double() - center) * scale).float(), frame.faces)
     bvh = build_bvh(mesh.vertices, mesh.faces)
-    model = _Model(mesh.face_normals, _corner_normals(mesh), torch.tensor(color))
+    if callable(color):
+        paint = color
+
+        def base(points: Tensor, facing: Tensor) -> Tensor:
+            return paint((points.double() / scale + center).float())
+
+    else:
+        front, back = torch.tensor(color), torch.tensor(_BACK)
+
+        def base(points: Tensor, facing: Tensor) -> Tensor:
+            return torch.where(facing[:, None], front, back)
+
+    model = _Model(mesh.face_normals, _corner_normals(mesh), base)
 
     def trace(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return cast_rays(origins, directions, bvh)
@@ -144,11 +158,12 @@ def render(
 
 @dataclass(frozen=True)
 class _Model:
-    """What shading needs to know of a mesh: normals of faces (F, 3) and of their corners (F, 3, 3), color."""
+    """What shading needs to know of a mesh: normals of faces (F, 3) and of their corners (F, 3, 3), and the
+    colors (N, 3) of points (N, 3), of which the second argument says whether their front is seen."""
 
     face_normals: Tensor
     corner_normals: Tensor
-    color: Tensor
+    color: Callable[[Tensor, Tensor], Tensor]
 
 
 def _corner_normals(mesh: Mesh) -> Tensor:
@@ -223,7 +238,7 @@ def _shade(
     sign = torch.where(facing, 1.0, -1.0)[:, None]
     flat, normals = flat * sign, normals * sign
 
-    base = torch.where(facing[:, None], model.color, torch.tensor(_BACK)).pow(2.2)
+    base = model.color(points, facing).pow(2.2)
     key = torch.nn.functional.normalize(
         -0.55 * camera.right + 0.75 * camera.up - 0.65 * camera.forward, dim=0
     )
