@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastshape import ops
+from fastshape.reference import isosurface as reference
 
 from .peers import installed
 from .registry import Case, Peer, Target, row
@@ -61,4 +62,81 @@ def flood_fill(device: torch.device, resolution: int) -> Case:
         peers={"scipy": scipy()},
         bytes=solid.nbytes + 9.0 * len(points),
         target=Target("scipy", 1 / 5),
+    )
+
+
+def field(kind: str, resolution: int) -> Tensor:
+    """A sphere's distance, or a gyroid of two periods, on the R^3 lattice over [-1, 1]^3."""
+    axis = torch.linspace(-1, 1, resolution)
+    if kind == "sphere":
+        square = axis * axis
+        return (square[:, None, None] + square[:, None] + square).sqrt() - 0.7
+    sin, cos = (2 * torch.pi * axis).sin(), (2 * torch.pi * axis).cos()
+    return (sin[:, None, None] * cos[:, None] + sin[:, None] * cos + sin * cos[:, None, None]).contiguous()
+
+
+def crossed_cells(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Corner values (N, 8) and coordinates (N, 3) of the cells that the surface at 0 crosses, in order."""
+    corners = [
+        values[i & 1 : values.shape[0] - 1 + (i & 1)][
+            :,
+            i >> 1 & 1 : values.shape[1] - 1 + (i >> 1 & 1),
+            i >> 2 & 1 : values.shape[2] - 1 + (i >> 2 & 1),
+        ]
+        for i in range(8)
+    ]
+    number = torch.stack([corner < 0 for corner in corners]).sum(0)
+    crossed = (number > 0) & (number < 8)
+    cells = torch.stack([corner[crossed] for corner in corners], 1)
+    return cells.contiguous(), crossed.nonzero().int()
+
+
+def same_size(result: Any, expected: Any) -> None:
+    """As many vertices and faces: another triangulation of the same crossings."""
+    assert [len(part) for part in result] == [len(part) for part in expected]
+
+
+@row(family="isosurface", op="marching_cubes", shape="sphere 128^3", kind="sphere", resolution=128)
+@row(family="isosurface", op="marching_cubes", shape="gyroid 128^3", kind="gyroid", resolution=128)
+@row(family="isosurface", op="marching_cubes", shape="sphere 256^3", kind="sphere", resolution=256)
+@row(family="isosurface", op="marching_cubes", shape="gyroid 256^3", kind="gyroid", resolution=256)
+def marching_cubes(device: torch.device, kind: str, resolution: int) -> Case:
+    cpu = field(kind, resolution)
+    values = cpu.to(device)
+    expected = reference.marching_cubes_sparse(*crossed_cells(cpu))
+
+    def skimage() -> Peer | None:
+        if installed("skimage.measure") is None or device.type != "cpu":
+            return None
+        from skimage import measure
+
+        array = cpu.numpy()
+        return Peer(
+            lambda: measure.marching_cubes(array, 0.0)[:2],
+            check=same_size,
+            note="Lewiner's cases, with normals",
+        )
+
+    return Case(
+        run=lambda: ops.marching_cubes(values),
+        reference=lambda: expected,
+        peers={"skimage": skimage()},
+        bytes=values.nbytes + 12.0 * len(expected[0]) + 24.0 * len(expected[1]),
+        target=Target("skimage", 1 / 10),
+    )
+
+
+@row(family="isosurface", op="marching_cubes_sparse", shape="sphere in 256^3", kind="sphere", resolution=256)
+@row(family="isosurface", op="marching_cubes_sparse", shape="gyroid in 256^3", kind="gyroid", resolution=256)
+def marching_cubes_sparse(device: torch.device, kind: str, resolution: int) -> Case:
+    """The crossed cells alone, in a random order."""
+    values, coords = crossed_cells(field(kind, resolution))
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0))
+    values, coords = values[order], coords[order]
+    expected = reference.marching_cubes_sparse(values, coords)
+    values, coords = values.to(device), coords.to(device)
+    return Case(
+        run=lambda: ops.marching_cubes_sparse(values, coords),
+        reference=lambda: expected,
+        bytes=values.nbytes + coords.nbytes + 12.0 * len(expected[0]) + 24.0 * len(expected[1]),
     )

@@ -6,6 +6,7 @@
 #include "bindings/run.h"
 #include "bindings/tensor.h"
 #include "isosurface/flood_fill.h"
+#include "isosurface/marching_cubes.h"
 #include "isosurface/marching_cubes_sparse.h"
 
 namespace py = pybind11;
@@ -145,6 +146,71 @@ void marching_cubes_sparse_fill(const Tensor& values, const Tensor& coords, doub
   });
 }
 
+// The lattice in its workspace, on CUDA with what the scans need behind it.
+struct DenseWorkspace {
+  SignLattice lattice;
+  void* scan;
+  size_t bytes;
+};
+
+DenseWorkspace dense_workspace(void* begin, int64_t size_x, int64_t size_y, int64_t size_z,
+                               bool cuda_device) {
+  DenseWorkspace w{sign_lattice(begin, size_x, size_y, size_z), nullptr, 0};
+  if (begin != nullptr) w.scan = static_cast<unsigned char*>(begin) + w.lattice.bytes;
+  w.bytes = w.lattice.bytes + bytes_on(
+                                  cuda_device, [] { return size_t{0}; },
+                                  FASTSHAPE_CUDA_BYTES(marching_cubes_scan_bytes(w.lattice)));
+  return w;
+}
+
+size_t marching_cubes_workspace_bytes(int64_t size_x, int64_t size_y, int64_t size_z, bool cuda) {
+  return dense_workspace(nullptr, size_x, size_y, size_z, cuda).bytes;
+}
+
+DenseWorkspace require_field(const Tensor& values, const Tensor& workspace) {
+  require(values, "values", kFloats, {-1, -1, -1}, "(X, Y, Z)");
+  const Workspace space = open_workspace(values, "values", workspace);
+  const DenseWorkspace dense = dense_workspace(space.data, values.size(0), values.size(1),
+                                               values.size(2), values.device() == Device::cuda);
+  require_workspace(space, dense.bytes);
+  return dense;
+}
+
+template <class T>
+MarchingCubes<T> dense_task(const Tensor& values, double level) {
+  return {values.data<T>(), values.size(0), values.size(1), values.size(2), static_cast<T>(level)};
+}
+
+void marching_cubes_count(const Tensor& values, double level, const Tensor& workspace,
+                          const Tensor& totals) {
+  const DenseWorkspace dense = require_field(values, workspace);
+  require(totals, "totals", {DType::int64}, {2}, "(2,)");
+  require_same_device(values, "values", totals, "totals");
+  auto* const found = reinterpret_cast<MarchingCubesTotals*>(totals.data<int64_t>());
+  with_dtype(values, [&](auto zero) {
+    const auto task = dense_task<decltype(zero)>(values, level);
+    run(values, FASTSHAPE_CPU(cpu::marching_cubes_count(task, dense.lattice, found)),
+        FASTSHAPE_CUDA(cuda::marching_cubes_count(task, dense.lattice, dense.scan, found, stream)));
+  });
+}
+
+void marching_cubes_fill(const Tensor& values, double level, const Tensor& workspace,
+                         const Tensor& vertices, const Tensor& faces, const Tensor& source) {
+  const DenseWorkspace dense = require_field(values, workspace);
+  require_output(values, "values", vertices, "vertices", {-1, 3}, "(V, 3)");
+  require(faces, "faces", {DType::int64}, {-1, 3}, "(F, 3)");
+  require_same_device(values, "values", faces, "faces");
+  require(source, "source", {DType::int64}, {vertices.size(0)}, "(V,)");
+  require_same_device(values, "values", source, "source");
+  with_dtype(values, [&](auto zero) {
+    using T = decltype(zero);
+    const auto task = dense_task<T>(values, level);
+    const DenseMesh<T> mesh{vertices.data<T>(), faces.data<int64_t>(), source.data<int64_t>()};
+    run(values, FASTSHAPE_CPU(cpu::marching_cubes_fill(task, dense.lattice, mesh)),
+        FASTSHAPE_CUDA(cuda::marching_cubes_fill(task, dense.lattice, mesh, stream)));
+  });
+}
+
 }  // namespace
 
 void bind_isosurface(py::module_& m) {
@@ -170,6 +236,12 @@ void bind_isosurface(py::module_& m) {
   m.def("marching_cubes_sparse_fill", &marching_cubes_sparse_fill, py::arg("values"),
         py::arg("coords"), py::arg("level"), py::arg("workspace"), py::arg("fill_workspace"),
         py::arg("num_crossed"), py::arg("vertices"), py::arg("faces"), py::arg("source"));
+  m.def("marching_cubes_workspace_bytes", &marching_cubes_workspace_bytes, py::arg("size_x"),
+        py::arg("size_y"), py::arg("size_z"), py::arg("cuda"));
+  m.def("marching_cubes_count", &marching_cubes_count, py::arg("values"), py::arg("level"),
+        py::arg("workspace"), py::arg("totals"));
+  m.def("marching_cubes_fill", &marching_cubes_fill, py::arg("values"), py::arg("level"),
+        py::arg("workspace"), py::arg("vertices"), py::arg("faces"), py::arg("source"));
 }
 
 }  // namespace fastshape

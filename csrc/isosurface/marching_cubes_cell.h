@@ -58,4 +58,12 @@ FASTSHAPE_HOST_DEVICE T crossing_gradient(T a, T b, T level, int end) {
   return (end == 0 ? t - T(1) : -t) / (b - a);
 }
 
+// The triangles of a case; vertex_of(edge) is asked for crossed edges only.
+template <class VertexOf>
+FASTSHAPE_HOST_DEVICE void write_triangles(uint64_t triangles, int64_t* faces,
+                                           const VertexOf& vertex_of) {
+  const int corners = 3 * static_cast<int>(triangles >> 60);
+  for (int i = 0; i < corners; ++i) faces[i] = vertex_of(static_cast<int>(triangles >> 4 * i & 15));
+}
+
 }  // namespace fastshape

@@ -80,14 +80,6 @@ FASTSHAPE_HOST_DEVICE void write_sparse_vertex(const MarchingCubesSparse<T>& tas
   mesh.source[vertex] = slot;
 }
 
-// The triangles of a case; vertex_of(edge) is asked for crossed edges only.
-template <class VertexOf>
-FASTSHAPE_HOST_DEVICE void write_triangles(uint64_t triangles, int64_t* faces,
-                                           const VertexOf& vertex_of) {
-  const int corners = 3 * static_cast<int>(triangles >> 60);
-  for (int i = 0; i < corners; ++i) faces[i] = vertex_of(static_cast<int>(triangles >> 4 * i & 15));
-}
-
 namespace cpu {
 size_t marching_cubes_sparse_workspace_bytes(int64_t num_cells);
 template <class T>

@@ -1,6 +1,7 @@
 """The kernels: tensors in, tensors out. Every operator runs on the CPU and on CUDA with the same results."""
 
 from fastshape.ops.isosurface import flood_fill as flood_fill
+from fastshape.ops.isosurface import marching_cubes as marching_cubes
 from fastshape.ops.isosurface import marching_cubes_sparse as marching_cubes_sparse
 from fastshape.ops.mesh import Bvh as Bvh
 from fastshape.ops.mesh import ClosestPoint as ClosestPoint

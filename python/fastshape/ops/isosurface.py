@@ -97,6 +97,58 @@ def _fake_mesh(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _new_mesh(values, context.new_dynamic_size(), context.new_dynamic_size())
 
 
+# ---- marching_cubes ----------------------------------------------------------------------------------------
+
+
+def _marching_cubes(values: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
+    module = backend()
+    sizes = values.shape if values.ndim == 3 else (0, 0, 0)
+    workspace = _bytes(module.marching_cubes_workspace_bytes(*sizes, values.is_cuda), values)
+    totals = values.new_empty(2, dtype=torch.int64)
+    module.marching_cubes_count(values, level, workspace, totals)
+    mesh = _new_mesh(values, *totals.tolist())  # the sync
+    module.marching_cubes_fill(values, level, workspace, *mesh)
+    return mesh
+
+
+_marching_cubes_op = define(
+    "marching_cubes(Tensor values, float level) -> (Tensor, Tensor, Tensor)",
+    implementation=_marching_cubes,
+    fake=lambda values, level: _fake_mesh(values),
+)
+
+
+def marching_cubes(values: Tensor, *, level: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The surface where a field that is sampled on a lattice crosses a level.
+
+    The rules are those of :func:`marching_cubes_sparse`, and so are the results for all cells of the lattice
+    in the order of (x, y, z). The surface is closed and oriented but for where it runs into the border of the
+    lattice; pad the values with ones above the level to close it there.
+
+    Args:
+        values: (X, Y, Z), float32 or float64, contiguous. No surface where an axis has fewer than two points.
+        level: the value on the surface, rounded to the dtype of ``values``.
+
+    Returns:
+        ``vertices`` (V, 3), dtype of ``values``, in units of the lattice, in the order of (x, y, z, axis) of
+        their lattice edges; ``faces`` (F, 3) int64, counterclockwise seen from outside (values at or above
+        the level), in the order of their cells.
+
+    Raises:
+        TypeError: not a tensor, wrong dtype.
+        ValueError: wrong shape, not contiguous.
+
+    Gradient: none yet.
+
+    Device: CPU and CUDA with equal results; one sync, as the sizes of the outputs depend on the values.
+    Beside the outputs 24 bytes for 64 lattice points.
+
+    Reference: Lorensen and Cline 1987; see :func:`marching_cubes_sparse`. Signs are kept as words of 64 bits,
+    from which the places of all vertices follow.
+    """
+    return _marching_cubes_op(values, float(level))[:2]
+
+
 # ---- marching_cubes_sparse ---------------------------------------------------------------------------------
 
 
