@@ -221,7 +221,10 @@ BAD_3MF = {
         "determinant 0",
     ),
     "circle": (model_xml(circle(3, 1), ITEM), "more than 32 deep, or in a circle"),
-    "bomb of components": (model_xml('<object id="0"/>' + circle(10, 10).split("</object>", 1)[1], ITEM), "more than 65536 instances"),
+    "bomb of components": (
+        model_xml('<object id="0"/>' + circle(10, 10).split("</object>", 1)[1], ITEM),
+        "more than 65536 instances",
+    ),
     "bomb of zeros": (archive({"3D/3dmodel.model": " " * (1 << 27)}), "would unpack to 134217728 bytes"),
 }  # fmt: skip
 

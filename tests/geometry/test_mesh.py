@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from fastshape.geometry import Mesh, normalize, shapes
+from fastshape.geometry import Mesh, normalize
 
 TETRAHEDRON = Mesh(
     torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]),
@@ -84,33 +84,6 @@ def test_normalize_ignores_unused_vertices_and_refuses_a_point() -> None:
     torch.testing.assert_close(normalized.vertices[:4], TETRAHEDRON.vertices * 2 - 1)
     with pytest.raises(ValueError, match="all points of the mesh are equal"):
         normalize(Mesh(torch.ones(3, 3), torch.tensor([[0, 1, 2]])))
-
-
-@pytest.mark.parametrize("name", [name for name in shapes.NAMES if name != "half_pipe"] + ["csg-0", "csg-17"])
-def test_shapes_are_closed_solids_in_the_cube(name: str) -> None:
-    if name not in ("torus", "knot"):
-        pytest.importorskip("manifold3d")
-    mesh = shapes.make(name)
-    assert mesh.is_watertight
-    assert mesh.volume > 0
-    assert float(mesh.vertices.abs().max()) == pytest.approx(1)
-
-
-def test_random_solids_differ_by_seed_only() -> None:
-    pytest.importorskip("manifold3d")
-    assert torch.equal(shapes.csg(3).vertices, shapes.make(3).vertices)
-    meshes = [shapes.csg(seed) for seed in range(40)]
-    assert all(mesh.is_watertight and mesh.volume > 0.02 for mesh in meshes)
-    assert len({mesh.num_faces for mesh in meshes}) > 30
-    with pytest.raises(ValueError, match="unknown shape 'teapot'"):
-        shapes.make("teapot")
-
-
-def test_torus_has_its_volume() -> None:
-    scale = 1 / 0.95
-    assert shapes.torus(segments=512).volume == pytest.approx(
-        2 * 3.14159265**2 * 0.7 * 0.25**2 * scale**3, rel=1e-3
-    )
 
 
 def test_the_package_imports_nothing_heavy() -> None:

@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["gear", "csg-3"],
         metavar="NAME",
-        help="torus, plate, ... (see `fastshape info`), or csg-SEED; default: gear csg-3",
+        help="torus, plate, ... (see `fastshape info`), or csg-SEED, gear-SEED, ...; default: gear csg-3",
     )
     _add_common(demo)
 

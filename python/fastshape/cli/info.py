@@ -53,5 +53,5 @@ def facts() -> dict[str, str]:
         "CPU kernels": f"{_C.instruction_set()}, {torch.get_num_threads()} threads",
         "extras": "; ".join(extras),
         "recipes": ", ".join(recipes.RECIPES),
-        "shapes": ", ".join([*shapes.NAMES, "csg-SEED"]),
+        "shapes": ", ".join([*shapes.NAMES, "csg-SEED"]) + "; others of a kind as NAME-SEED",
     }
