@@ -64,3 +64,7 @@ from fastshape.geometry.sharp import sample_sharp_edges as sample_sharp_edges
 from fastshape.geometry.sharp import sample_sharp_points as sample_sharp_points
 from fastshape.geometry.sharp_normals import sharp_normal_error as sharp_normal_error
 from fastshape.geometry.views import views_occupancy as views_occupancy
+from fastshape.geometry.watertight import Watertight as Watertight
+from fastshape.geometry.watertight import WatertightError as WatertightError
+from fastshape.geometry.watertight import WatertightReport as WatertightReport
+from fastshape.geometry.watertight import watertight as watertight
