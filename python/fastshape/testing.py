@@ -247,6 +247,23 @@ def icosphere(subdivisions: int = 2, radius: float = 1.0) -> tuple[Tensor, Tenso
     return points * radius, faces
 
 
+# ---- Memory ------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """The most CPU memory that torch held at a time while ``function`` ran, beyond what it held before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
 # ---- Operator checks ---------------------------------------------------------------------------------------
 
 

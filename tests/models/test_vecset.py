@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from fastshape import testing
 from fastshape.checkpoints import vecset as official
 from fastshape.losses import occupancy_loss
-from fastshape.models import CheckpointError, VecSetVAE
+from fastshape.models import CheckpointError, CheckpointMetadata, PreparationWarning, VecSetVAE
 from fastshape.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
 from fastshape.ops import farthest_point_sampling
 from fastshape.testing import GOLDEN_LOGITS, assert_golden, generator, random_points
@@ -284,6 +285,42 @@ def test_options_of_the_configuration():
     assert posterior.mean.shape == (2, 12, 32)
 
 
+@torch.no_grad()
+def test_normalized_queries_and_keys_bound_the_scores():
+    torch.manual_seed(0)
+    model = VecSetVAE(small_config(qk_norm=True)).eval()
+    attention = model.layers[0].attention.attention
+    attention.to_q.weight.mul_(1e6)  # makes no difference to a normalized query
+    x = torch.randn(1, 12, 32)
+    before = attention(x)
+    attention.to_q.weight.mul_(1e3)
+    torch.testing.assert_close(attention(x), before)
+    assert model(random_points(1, 40), random_points(1, 6)).values.isfinite().all()
+
+
+def test_learned_queries_replace_samples():
+    torch.manual_seed(0)
+    model = VecSetVAE(small_config(learned_queries=True)).eval()
+    points = random_points(1, 40)
+    order = torch.randperm(40, generator=generator(0))
+    torch.testing.assert_close(
+        model.encode(points).mean, model.encode(points[:, order]).mean, rtol=1e-4, atol=1e-5
+    )  # no point is the first
+    model(points, random_points(1, 6)).values.sum().backward()
+    assert model.queries.grad.abs().sum() > 0
+    for call in (lambda: model.encode(points, num_latents=5), lambda: model.decode(torch.zeros(1, 5, 4))):
+        with pytest.raises(ValueError, match="learned queries fix the number of latents at 12, got 5"):
+            call()
+
+
+@pytest.mark.parametrize(("output", "sign"), [("occupancy", 1), ("sdf", -1)])
+def test_extract_knows_the_sign_of_the_field(output, sign):
+    model = VecSetVAE(small_config(output=output)).eval()
+    model._field = lambda points, context: sign * (0.6 - points.norm(dim=-1))  # type: ignore[method-assign]
+    mesh = model.extract(torch.zeros(1, 12, 32), 24)
+    assert mesh.volume == pytest.approx(4 / 3 * math.pi * 0.6**3, rel=0.05)
+
+
 # ---- Configuration -----------------------------------------------------------------------------------------
 
 
@@ -301,6 +338,7 @@ def test_configuration_survives_json():
         {"cross_heads": 5},
         {"drop_path": 1.0},
         {"num_latents": 0},
+        {"output": "tsdf"},
     ],
 )
 def test_configuration_is_checked(changes):
@@ -324,7 +362,7 @@ def test_save_and_load(model, tmp_path):
     assert not loaded.training
     points, queries = random_points(1, 50), random_points(1, 9)
     with torch.no_grad():
-        assert torch.equal(loaded(points, queries).logits, model(points, queries).logits)
+        assert torch.equal(loaded(points, queries).values, model(points, queries).values)
 
 
 def test_saving_over_an_old_model(model, tmp_path):
@@ -393,6 +431,64 @@ def test_repository_files_are_used(model, monkeypatch, tmp_path):
     model.save_pretrained(tmp_path)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name, revision: str(tmp_path / name))
     assert VecSetVAE.from_pretrained("owner/name").config == model.config
+
+
+def test_metadata_is_kept(tmp_path):
+    model = VecSetVAE(small_config())
+    model.metadata = CheckpointMetadata("cc-by-4.0", "us", {"extent": 1.0, "near_sigmas": [0.01]}, 0.01)
+    model.save_pretrained(tmp_path)
+    loaded = VecSetVAE.from_pretrained(tmp_path)
+    assert loaded.metadata == model.metadata
+    assert VecSetVAE(small_config()).metadata == CheckpointMetadata()
+    assert loaded.check_preparation({"extent": 1.0, "near_sigmas": (0.01,), "other": 3}) == []
+    with pytest.warns(
+        PreparationWarning, match=r"VecSetVAE was trained .* extent: trained with 1\.0, got 0\.5"
+    ):
+        loaded.check_preparation({"extent": 0.5})
+
+
+def test_a_directory_without_metadata_is_read(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    path = tmp_path / CONFIG_FILE
+    description = json.loads(path.read_text())
+    del description["metadata"]
+    path.write_text(json.dumps(description))
+    assert VecSetVAE.from_pretrained(tmp_path).metadata == CheckpointMetadata()
+
+
+def test_signed_distances_serve_a_model_of_occupancy():
+    metadata = CheckpointMetadata(preparation={"labels": "occupancy"})
+    assert metadata.differences({"labels": "sdf"}) == []
+    assert CheckpointMetadata(preparation={"labels": "sdf"}).differences({"labels": "occupancy"})
+
+
+def test_push_to_hub(model, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    class Api:
+        def __init__(self, token=None):
+            calls.append(token)
+
+        def create_repo(self, repo_id, **options):
+            calls.append((repo_id, options))
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            files = {path.name: path.read_text("utf-8", "ignore") for path in Path(folder_path).iterdir()}
+            calls.append((repo_id, files, options))
+            return "https://address"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(model, "metadata", CheckpointMetadata(license="mit"))
+    assert model.push_to_hub("owner/name", private=True, revision="test") == "https://address"
+    token, created, (repo_id, files, options) = calls
+    assert token is None
+    assert created == ("owner/name", {"private": True, "exist_ok": True})
+    assert repo_id == "owner/name"
+    assert sorted(files) == ["README.md", CONFIG_FILE, WEIGHTS_FILE]
+    assert "license: mit\n" in files["README.md"]
+    assert options == {"revision": "test", "commit_message": "Upload model"}
 
 
 # ---- Official checkpoints ----------------------------------------------------------------------------------

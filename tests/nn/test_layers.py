@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from fastshape.nn import Attention, DropPath, PointEmbed, Posterior
+from fastshape.nn import (
+    Attention,
+    DropPath,
+    FeedForward,
+    FourierEmbed,
+    LevelPosterior,
+    NormalizedBottleneck,
+    PointEmbed,
+    Posterior,
+)
 from fastshape.testing import generator, random_points
 
 
@@ -80,3 +89,57 @@ def test_point_mass_has_no_divergence():
 @pytest.mark.parametrize("probability", [0.0, 0.5])
 def test_drop_path_keeps_the_dtype(probability):
     assert DropPath(probability).train()(torch.ones(2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("include_pi", [False, True])
+def test_fourier_embed_follows_its_formula(include_pi):
+    layer = FourierEmbed(4, include_pi=include_pi)
+    points = random_points(2, 7)
+    frequencies = (math.pi if include_pi else 1.0) * 2.0 ** torch.arange(4)
+    angles = torch.cat([points[..., i : i + 1] * frequencies for i in range(3)], dim=-1)
+    torch.testing.assert_close(layer(points), torch.cat([points, angles.sin(), angles.cos()], dim=-1))
+    assert torch.equal(layer.bfloat16().frequencies, frequencies)
+    assert layer(points).shape[-1] == layer.dim
+    assert not layer.state_dict()
+
+
+def test_plain_feed_forward():
+    torch.manual_seed(0)
+    layer = FeedForward(6, gated=False)
+    x = torch.randn(2, 3, 6)
+    hidden = torch.nn.functional.gelu(layer.proj_in(layer.norm(x)))
+    assert hidden.shape[-1] == 24
+    torch.testing.assert_close(layer(x), layer.proj_out(hidden))
+
+
+def test_attention_in_another_dtype_returns_its_own():
+    torch.manual_seed(0)
+    layer = Attention(12, heads=3, head_dim=4)
+    x = torch.randn(2, 5, 12)
+    expected = layer(x)
+    layer.dtype = torch.bfloat16
+    assert layer(x).dtype == torch.float32
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=2e-2)
+    assert not torch.equal(layer(x), expected)
+
+
+def test_normalized_bottleneck():
+    torch.manual_seed(0)
+    layer = NormalizedBottleneck(6, 5)
+    posterior = layer(torch.randn(2, 3, 6))
+    assert posterior.logvar is None
+    torch.testing.assert_close(posterior.mean.mean(-1), torch.zeros(2, 3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(posterior.mean.var(-1, unbiased=False), torch.ones(2, 3), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        layer.standardize(3 * posterior.mean + 1), posterior.mean, rtol=1e-4, atol=1e-5
+    )
+    assert layer.from_latent(posterior.mode()).shape == (2, 3, 6)
+
+
+def test_posterior_of_levels():
+    gaussian = Posterior.gaussian(torch.ones(2, 3, 4), torch.zeros(2, 3, 4))
+    posterior = LevelPosterior((gaussian, Posterior(torch.ones(2, 5, 6))))
+    assert [tuple(mode.shape) for mode in posterior.mode()] == [(2, 3, 4), (2, 5, 6)]
+    assert all(map(torch.equal, posterior.sample(generator(1)), posterior.sample(generator(1))))
+    assert torch.equal(posterior.sample(noise=posterior.mean)[0], 2 * torch.ones(2, 3, 4))
+    torch.testing.assert_close(posterior.kl(), gaussian.kl())

@@ -1,6 +1,18 @@
 """Autoencoders of 3D shapes. Each has a `Config`, and loads its official weights where there are any."""
 
-from fastshape.models.pretrained import CheckpointError
-from fastshape.models.vecset import VecSetConfig, VecSetOutput, VecSetVAE
+from fastshape.models.dora import DoraConfig, DoraVAE
+from fastshape.models.field import FieldAutoencoder, FieldOutput
+from fastshape.models.pretrained import CheckpointError, CheckpointMetadata, PreparationWarning
+from fastshape.models.vecset import VecSetConfig, VecSetVAE
 
-__all__ = ["CheckpointError", "VecSetConfig", "VecSetOutput", "VecSetVAE"]
+__all__ = [
+    "CheckpointError",
+    "CheckpointMetadata",
+    "DoraConfig",
+    "DoraVAE",
+    "FieldAutoencoder",
+    "FieldOutput",
+    "PreparationWarning",
+    "VecSetConfig",
+    "VecSetVAE",
+]

@@ -1,5 +1,8 @@
 """Saving and loading of models: a directory with `config.json` and `model.safetensors`.
 
+Beside the configuration stands what else a user of the weights must know: their license, where they come from
+and how the data was prepared that they were trained on (`CheckpointMetadata`).
+
 Every file is written under a temporary name beside its place and then renamed, so that a reader sees the old
 file or the new one and never half of one. Every failure to read is a `CheckpointError` that names the file.
 """
@@ -11,6 +14,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT_VERSION = 1
 
@@ -190,11 +195,80 @@ class ModelConfig:
         return cls(**values)
 
 
+class PreparationWarning(UserWarning):
+    """Data that was prepared in another way than a model's training data."""
+
+
+# Of a preparation's fields those that only say how much there is of everything, or which draw it is.
+_AMOUNTS = frozenset({"version", "name", "seed", "per_mesh", "dtype", "oversample"})
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointMetadata(ModelConfig):
+    """What a user of trained weights must know beside their configuration. None: not stated.
+
+    Attributes:
+        license: an SPDX identifier.
+        source: who trained them.
+        preparation: how the training data was prepared, `geometry.PrepareSpec.to_dict()`.
+        epsilon: distance of the shell by which its meshes were made watertight, in the normalized frame.
+    """
+
+    license: str | None = None
+    source: str | None = None
+    preparation: dict[str, Any] | None = None
+    epsilon: float | None = None
+
+    def differences(self, preparation: Mapping[str, Any] | None, epsilon: float | None = None) -> list[str]:
+        """In words, where data prepared in this way differs from the training data; amounts do not count.
+
+        What either side does not state is not compared. Signed distances serve a model of occupancy.
+        """
+        found = []
+        if preparation is not None and self.preparation is not None:
+            for name in sorted(self.preparation.keys() & preparation.keys() - _AMOUNTS):
+                trained, given = (
+                    bool(values[name]) if name.startswith("num_") else _plain(values[name])
+                    for values in (self.preparation, preparation)
+                )
+                if name == "labels" and (trained, given) == ("occupancy", "sdf"):
+                    continue
+                if trained != given:
+                    word = "any " if name.startswith("num_") else ""
+                    found.append(f"{word}{name}: trained with {trained}, got {given}")
+        if epsilon is not None and self.epsilon is not None and epsilon != self.epsilon:
+            found.append(f"epsilon: trained with {self.epsilon:g}, got {epsilon:g}")
+        return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 class PretrainedModel(nn.Module):
-    """A module built from a `Config`, with `save_pretrained` and `from_pretrained`."""
+    """A module built from a `Config`, with `save_pretrained`, `from_pretrained` and `push_to_hub`."""
 
     Config: ClassVar[type[ModelConfig]]
     config: Any
+    metadata: CheckpointMetadata = CheckpointMetadata()
+
+    def check_preparation(
+        self, preparation: Mapping[str, Any] | None, *, epsilon: float | None = None
+    ) -> list[str]:
+        """Warns (`PreparationWarning`) where data was prepared in another way than the training data.
+
+        Args:
+            preparation: `geometry.PrepareSpec.to_dict()` of the data; None: not known.
+            epsilon: of its watertight shells.
+
+        Returns:
+            The differences in words; empty without any, or where the model does not know its training data.
+        """
+        found = self.metadata.differences(preparation, epsilon)
+        if found:
+            text = f"this {type(self).__name__} was trained on data prepared in another way: "
+            warnings.warn(text + "; ".join(found), PreparationWarning, stacklevel=2)
+        return found
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Writes `model.safetensors`, then `config.json`, into the directory `path` (made if need be)."""
@@ -204,9 +278,53 @@ class PretrainedModel(nn.Module):
             "model": type(self).__name__,
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
+            "metadata": self.metadata.to_dict(),
         }
         with atomic_path(directory / CONFIG_FILE) as temporary:
             temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        message: str = "Upload model",
+        token: str | None = None,
+    ) -> str:
+        """Uploads what `save_pretrained` writes, and a card, to a Hugging Face repository.
+
+        Args:
+            repo_id: "owner/name"; made if it does not exist.
+            private: of a new repository; None is the owner's default.
+            revision: branch; None is the main one.
+            message: of the commit.
+            token: None takes the one of `hf auth login`.
+
+        Returns:
+            The address of the commit.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            (Path(folder) / CARD_FILE).write_text(self._card(repo_id), encoding="utf-8")
+            return str(
+                api.upload_folder(
+                    repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message
+                )
+            )
+
+    def _card(self, repo_id: str) -> str:
+        license_line = f"license: {self.metadata.license}\n" if self.metadata.license else ""
+        source = f"\n\nWeights: {self.metadata.source}." if self.metadata.source else ""
+        name = type(self).__name__
+        return (
+            f"---\nlibrary_name: fastshape\n{license_line}---\n\n# {repo_id}\n\n"
+            f"A `fastshape.models.{name}`: `{name}.from_pretrained({repo_id!r})`.{source}\n"
+        )
 
     @classmethod
     def from_pretrained(
@@ -244,6 +362,7 @@ class PretrainedModel(nn.Module):
             )
         try:
             model = cls(cls.Config.from_dict(values))  # type: ignore[call-arg]
+            model.metadata = CheckpointMetadata.from_dict(description.get("metadata", {}))
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{config_path} holds a bad configuration: {error}") from error
         tensors, _ = read_safetensors(weights_path)

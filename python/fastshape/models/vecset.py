@@ -12,25 +12,43 @@ Diffusion Models", SIGGRAPH 2023, sections 5.1 (encoder), 5.2 (KL bottleneck) an
 The official code repeats the decoder's self-attention for every chunk of queries; `decode` runs it once per
 shape. It also starts farthest point sampling at a random point, in evaluation too; here the start is point 0
 unless asked otherwise, so that encoding is deterministic.
+
+Switches of the successors, all off by default: `qk_norm` (VecSetX, Hunyuan3D-2), `learned_queries` instead of
+sampled points, added again behind the bottleneck (VecSetX), and `output="sdf"`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fastshape.models.pretrained import ModelConfig, PretrainedModel
-from fastshape.nn import CrossAttention, DropPath, FeedForward, PointEmbed, Posterior, SelfAttention
+from fastshape.models.field import (
+    Context,
+    Features,
+    FieldAutoencoder,
+    FieldOutput,
+    gather_rows,
+    require_cloud,
+    require_points,
+    require_tokens,
+)
+from fastshape.models.pretrained import ModelConfig
+from fastshape.nn import (
+    CrossAttention,
+    CrossAttentionBlock,
+    FeedForward,
+    KLBottleneck,
+    PointEmbed,
+    Posterior,
+    SelfAttentionBlock,
+)
 from fastshape.ops import farthest_point_sampling
-
-if TYPE_CHECKING:
-    from fastshape.geometry import Mesh
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,10 @@ class VecSetConfig(ModelConfig):
         latent_dim: channels of the KL bottleneck; None is the plain autoencoder, whose latents have `dim`.
         decoder_feed_forward: a feed-forward layer after the query cross-attention.
         drop_path: probability of dropping a sample's residual branch in the decoder, in training.
+        qk_norm: LayerNorm of each head's queries and keys, in every attention.
+        learned_queries: the encoder's queries are `num_latents` learned vectors and not embedded samples of
+            the points; they are added again behind the bottleneck.
+        output: what `query` returns: "occupancy" logits, positive inside, or an "sdf", negative inside.
     """
 
     dim: int = 512
@@ -60,6 +82,9 @@ class VecSetConfig(ModelConfig):
     latent_dim: int | None = 64
     decoder_feed_forward: bool = False
     drop_path: float = 0.1
+    qk_norm: bool = False
+    learned_queries: bool = False
+    output: str = "occupancy"
 
     def __post_init__(self) -> None:
         for name in ("dim", "heads", "head_dim", "cross_heads", "num_latents", "num_inputs"):
@@ -73,59 +98,17 @@ class VecSetConfig(ModelConfig):
             raise ValueError(f"`cross_heads` must divide `dim`, got {self.cross_heads} and {self.dim}")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"`drop_path` must be in [0, 1), got {self.drop_path}")
+        if self.output not in ("occupancy", "sdf"):
+            raise ValueError(f"`output` must be 'occupancy' or 'sdf', got {self.output!r}")
 
-
-class VecSetOutput(NamedTuple):
-    """What `VecSetVAE.forward` returns: logits (B, Q), positive inside, and the posterior."""
-
-    logits: Tensor
-    posterior: Posterior
-
-
-class Encoder(nn.Module):
-    """Tokens (B, M, dim) from embedded samples and embedded points: section 5.1, one cross-attention."""
-
-    def __init__(self, config: VecSetConfig) -> None:
-        super().__init__()
-        head_dim = config.dim // config.cross_heads
-        self.cross_attention = CrossAttention(
-            config.dim, config.dim, heads=config.cross_heads, head_dim=head_dim
-        )
-        self.feed_forward = FeedForward(config.dim)
-
-    def forward(self, samples: Tensor, points: Tensor) -> Tensor:
-        """samples (B, M, dim), points (B, N, dim) -> (B, M, dim)."""
-        x = samples + self.cross_attention(samples, points)
-        return x + self.feed_forward(x)
-
-
-class Bottleneck(nn.Module):
-    """The KL bottleneck: section 5.2."""
-
-    def __init__(self, dim: int, latent_dim: int) -> None:
-        super().__init__()
-        self.to_mean = nn.Linear(dim, latent_dim)
-        self.to_logvar = nn.Linear(dim, latent_dim)
-        self.from_latent = nn.Linear(latent_dim, dim)
-
-    def forward(self, x: Tensor) -> Posterior:
-        """x (B, M, dim) -> posterior over (B, M, latent_dim)."""
-        return Posterior.gaussian(self.to_mean(x), self.to_logvar(x))
-
-
-class DecoderLayer(nn.Module):
-    """x += attention(x); x += feed_forward(x)."""
-
-    def __init__(self, config: VecSetConfig) -> None:
-        super().__init__()
-        self.attention = SelfAttention(config.dim, heads=config.heads, head_dim=config.head_dim)
-        self.feed_forward = FeedForward(config.dim)
-        self.drop_path = DropPath(config.drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, M, dim) -> (B, M, dim)."""
-        x = x + self.drop_path(self.attention(x))
-        return x + self.drop_path(self.feed_forward(x))
+    @property
+    def cross_attention(self) -> dict[str, Any]:
+        """The options of the two cross-attentions."""
+        return {
+            "heads": self.cross_heads,
+            "head_dim": self.dim // self.cross_heads,
+            "qk_norm": self.qk_norm,
+        }
 
 
 class Head(nn.Module):
@@ -133,25 +116,23 @@ class Head(nn.Module):
 
     def __init__(self, config: VecSetConfig) -> None:
         super().__init__()
-        head_dim = config.dim // config.cross_heads
-        self.cross_attention = CrossAttention(
-            config.dim, config.dim, heads=config.cross_heads, head_dim=head_dim
-        )
+        self.cross_attention = CrossAttention(config.dim, config.dim, **config.cross_attention)
         self.feed_forward = FeedForward(config.dim) if config.decoder_feed_forward else None
         self.to_logits = nn.Linear(config.dim, 1)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """queries (B, Q, dim), keys and values of the decoded tokens -> logits (B, Q)."""
+        """queries (B, Q, dim), keys and values of the decoded tokens -> values (B, Q)."""
         y = self.cross_attention.attend(queries, keys, values)
         if self.feed_forward is not None:
             y = y + self.feed_forward(y)
         return self.to_logits(y).squeeze(-1)
 
 
-class VecSetVAE(PretrainedModel):
+class VecSetVAE(FieldAutoencoder):
     """The 3DShape2VecSet autoencoder, plain (`latent_dim=None`) or with the KL bottleneck.
 
-    `query` returns occupancy LOGITS: positive inside, the surface at 0 (the opposite sign of an sdf).
+    `query` returns occupancy LOGITS: positive inside, the surface at 0 (the opposite sign of an sdf). With
+    `output="sdf"` it returns a signed distance, negative inside.
 
     Example:
         >>> model = VecSetVAE(VecSetVAE.configs["kl_d512_m512_l8"]).eval()
@@ -180,10 +161,27 @@ class VecSetVAE(PretrainedModel):
         super().__init__()
         self.config = config
         self.point_embed = PointEmbed(config.dim)
-        self.encoder = Encoder(config)
-        self.bottleneck = None if config.latent_dim is None else Bottleneck(config.dim, config.latent_dim)
-        self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.depth)])
+        self.encoder = CrossAttentionBlock(config.dim, **config.cross_attention)  # section 5.1
+        self.bottleneck = None if config.latent_dim is None else KLBottleneck(config.dim, config.latent_dim)
+        self.layers = nn.ModuleList(
+            SelfAttentionBlock(
+                config.dim,
+                heads=config.heads,
+                head_dim=config.head_dim,
+                drop_path=config.drop_path,
+                qk_norm=config.qk_norm,
+            )
+            for _ in range(config.depth)
+        )
         self.head = Head(config)
+        self.queries = (
+            nn.Parameter(torch.randn(config.num_latents, config.dim)) if config.learned_queries else None
+        )
+
+    @property
+    def inside(self) -> Literal["positive", "negative"]:
+        """The sign of the field inside the solid."""
+        return "positive" if self.config.output == "occupancy" else "negative"
 
     def encode(
         self,
@@ -207,62 +205,32 @@ class VecSetVAE(PretrainedModel):
         Raises:
             ValueError: the shape of `points`, or an empty cloud.
         """
-        _require_points(points, "points")
-        if points.shape[1] == 0:
-            raise ValueError(f"`points` must have at least one point, got {tuple(points.shape)}")
+        require_cloud(points, "points")
         count = self.config.num_latents if num_latents is None else num_latents
-        with torch.no_grad():
-            indices = farthest_point_sampling(points.contiguous(), count, start=start, generator=generator)
         embedded = self.point_embed(points)  # (B, N, dim)
-        chosen = indices[..., None].clamp_min(0).expand(-1, -1, embedded.shape[-1])  # -1: fewer finite points
-        x = self.encoder(embedded.gather(1, chosen), embedded)  # (B, M, dim)
+        if self.queries is not None:
+            self._require_learned(count)
+            samples = self.queries.expand(points.shape[0], -1, -1)
+        else:
+            with torch.no_grad():
+                indices = farthest_point_sampling(
+                    points.contiguous(), count, start=start, generator=generator
+                )
+            samples = gather_rows(embedded, indices)
+        x = self.encoder(samples, embedded)  # (B, M, dim)
         return Posterior(x) if self.bottleneck is None else self.bottleneck(x)
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (B, M, latent_dim) -> features (B, M, dim): all of the self-attention, once per shape."""
         width = self.config.dim if self.config.latent_dim is None else self.config.latent_dim
-        if latents.dim() != 3 or latents.shape[-1] != width:
-            raise ValueError(f"`latents` must have shape (B, M, {width}), got {tuple(latents.shape)}")
+        require_tokens(latents, "latents", width)
         x = latents if self.bottleneck is None else self.bottleneck.from_latent(latents)
+        if self.queries is not None:
+            self._require_learned(latents.shape[1])
+            x = x + self.queries
         for layer in self.layers:
             x = layer(x)
         return x
-
-    def query(self, points: Tensor, features: Tensor, *, chunk_size: int = 4096) -> Tensor:
-        """Occupancy logits at query points: positive inside.
-
-        The points of each shape are evaluated in chunks of exactly `chunk_size`, the last one padded, so that
-        every product has one shape and a point's value does not depend, to the last bit, on how many other
-        points (or shapes) are asked for with it.
-
-        Args:
-            points: (B, Q, 3) float32, any Q; or (1, Q, 3), the same points for every shape.
-            features: (B, M, dim) from `decode`.
-            chunk_size: points per evaluation; part of what fixes the bits.
-
-        Returns:
-            Logits (B, Q).
-        """
-        _require_points(points, "points")
-        self._require_features(features)
-        if chunk_size < 1:
-            raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
-        if points.shape[0] not in (1, features.shape[0]):
-            raise ValueError(
-                "`points` and `features` must agree on B, "
-                f"got {tuple(points.shape)} and {tuple(features.shape)}"
-            )
-        points = points.expand(features.shape[0], -1, -1)
-        count = points.shape[1]
-        shapes = []
-        for cloud, tokens in zip(points.split(1), features.split(1), strict=True):
-            keys, values = self.head.cross_attention.keys_values(tokens)
-            chunks = []
-            for chunk in cloud.split(chunk_size, dim=1):
-                padded = nn.functional.pad(chunk, (0, 0, 0, chunk_size - chunk.shape[1]))
-                chunks.append(self.head(self.point_embed(padded), keys, values))
-            shapes.append(torch.cat(chunks, dim=1)[:, :count])
-        return torch.cat(shapes)
 
     def forward(
         self,
@@ -272,7 +240,7 @@ class VecSetVAE(PretrainedModel):
         sample: bool | None = None,
         generator: torch.Generator | None = None,
         start: int | Tensor | str = 0,
-    ) -> VecSetOutput:
+    ) -> FieldOutput:
         """One training pass: encode, sample the posterior, decode, query in one unpadded piece.
 
         Args:
@@ -284,47 +252,34 @@ class VecSetVAE(PretrainedModel):
             start: as in `encode`; an index, (B,) indices or "random".
 
         Returns:
-            Logits (B, Q), positive inside, and the posterior.
+            Values (B, Q), as `query` gives them, and the posterior.
         """
-        _require_points(queries, "queries")
+        require_points(queries, "queries")
         posterior = self.encode(points, start=start, generator=generator)
         sampled = self.training if sample is None else sample
         features = self.decode(posterior.sample(generator) if sampled else posterior.mode())
-        keys, values = self.head.cross_attention.keys_values(features)
-        return VecSetOutput(self.head(self.point_embed(queries), keys, values), posterior)
+        return FieldOutput(self._field(queries, self._prepare([features])), posterior)
 
-    @torch.no_grad()
-    def extract(self, features: Tensor, resolution: int = 128, *, chunk_size: int = 4096) -> Mesh:
-        """The surface of one shape.
+    def _levels(self, features: Features) -> tuple[Tensor, ...]:
+        if not isinstance(features, Tensor):
+            raise TypeError(f"`features` must be a tensor, got {type(features).__name__}")
+        require_tokens(features, "features", self.config.dim)
+        return (features,)
 
-        Args:
-            features: (1, M, dim) or (M, dim) from `decode`.
-            resolution: lattice points per axis over [-1, 1]; time and memory grow with its cube.
-            chunk_size: as in `query`.
+    def _prepare(self, levels: Sequence[Tensor]) -> Context:
+        return (self.head.cross_attention.keys_values(levels[0]),)
 
-        Returns:
-            The mesh where the logits change sign, faces outward; closed where the solid reaches the cube's
-            border.
-        """
-        if resolution < 2:
-            raise ValueError(f"`resolution` must be at least 2, got {resolution}")
-        features = features[None] if features.dim() == 2 else features
-        self._require_features(features)
-        if features.shape[0] != 1:
-            raise ValueError(f"`features` must be of one shape, (1, M, dim), got {tuple(features.shape)}")
-        from fastshape.geometry import extract_surface
+    def _field(self, points: Tensor, context: Context) -> Tensor:
+        return self.head(self.point_embed(points), *context[0])
 
-        axis = torch.linspace(-1.0, 1.0, resolution, device=features.device)
-        total = resolution**3
-        values = torch.empty(total, device=features.device)
-        block = 16 * chunk_size  # the lattice itself is never in memory
-        for begin in range(0, total, block):
-            flat = torch.arange(begin, min(begin + block, total), device=features.device)
-            x, y, z = flat // resolution**2, flat // resolution % resolution, flat % resolution
-            lattice = torch.stack([axis[x], axis[y], axis[z]], dim=-1)
-            values[begin : begin + block] = self.query(lattice[None], features, chunk_size=chunk_size)[0]
-        field = values.view(resolution, resolution, resolution)
-        return extract_surface(field, level=0.0, inside="positive", bounds=1.0, closed=True)
+    def _query_width(self) -> tuple[int, int]:
+        return self.config.dim, self.config.cross_heads
+
+    def _require_learned(self, count: int) -> None:
+        if count != self.config.num_latents:
+            raise ValueError(
+                f"learned queries fix the number of latents at {self.config.num_latents}, got {count}"
+            )
 
     @classmethod
     def from_official(
@@ -334,16 +289,3 @@ class VecSetVAE(PretrainedModel):
         from fastshape.checkpoints import vecset
 
         return vecset.load(source, config)
-
-    def _require_features(self, features: Tensor) -> None:
-        if features.dim() != 3 or features.shape[-1] != self.config.dim:
-            raise ValueError(
-                f"`features` must have shape (B, M, {self.config.dim}), got {tuple(features.shape)}"
-            )
-
-
-def _require_points(points: Tensor, name: str) -> None:
-    if not isinstance(points, Tensor):
-        raise TypeError(f"`{name}` must be a tensor, got {type(points).__name__}")
-    if points.dim() != 3 or points.shape[-1] != 3:
-        raise ValueError(f"`{name}` must have shape (B, N, 3), got {tuple(points.shape)}")

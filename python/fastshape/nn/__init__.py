@@ -1,15 +1,30 @@
-"""Layers that more than one model uses: point embeddings, attention, feed-forward, posteriors."""
+"""Layers that more than one model uses: embeddings, attention, feed-forward, bottlenecks, posteriors."""
 
-from fastshape.nn.embedding import PointEmbed
-from fastshape.nn.posterior import Posterior
-from fastshape.nn.transformer import Attention, CrossAttention, DropPath, FeedForward, SelfAttention
+from fastshape.nn.bottleneck import KLBottleneck, NormalizedBottleneck
+from fastshape.nn.embedding import FourierEmbed, PointEmbed
+from fastshape.nn.posterior import LevelPosterior, Posterior
+from fastshape.nn.transformer import (
+    Attention,
+    CrossAttention,
+    CrossAttentionBlock,
+    DropPath,
+    FeedForward,
+    SelfAttention,
+    SelfAttentionBlock,
+)
 
 __all__ = [
     "Attention",
     "CrossAttention",
+    "CrossAttentionBlock",
     "DropPath",
     "FeedForward",
+    "FourierEmbed",
+    "KLBottleneck",
+    "LevelPosterior",
+    "NormalizedBottleneck",
     "PointEmbed",
     "Posterior",
     "SelfAttention",
+    "SelfAttentionBlock",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,3 +60,34 @@ class Posterior:
             return self.mean.new_zeros(self.mean.shape[0])
         terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
         return 0.5 * terms.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class LevelPosterior:
+    """The posteriors of a hierarchy of latents, the finest level first. Its verbs are those of `Posterior`.
+
+    Attributes:
+        levels: one posterior per level.
+    """
+
+    levels: tuple[Posterior, ...]
+
+    @property
+    def mean(self) -> tuple[Tensor, ...]:
+        """The means of the levels, (B, M_l, C_l) each."""
+        return tuple(level.mean for level in self.levels)
+
+    def mode(self) -> tuple[Tensor, ...]:
+        """The most probable latents, (B, M_l, C_l) each."""
+        return tuple(level.mode() for level in self.levels)
+
+    def sample(
+        self, generator: torch.Generator | None = None, *, noise: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """A draw of every level, the finest first, (B, M_l, C_l) each; arguments as of `Posterior.sample`."""
+        given = [None] * len(self.levels) if noise is None else noise
+        return tuple(level.sample(generator, noise=n) for level, n in zip(self.levels, given, strict=True))
+
+    def kl(self) -> Tensor:
+        """The sum over the levels of `Posterior.kl`: (B,)."""
+        return torch.stack([level.kl() for level in self.levels]).sum(0)

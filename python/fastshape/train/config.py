@@ -75,6 +75,8 @@ class TrainConfig:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
         if self.volume_queries + self.near_queries == 0:
             raise ValueError("`volume_queries` and `near_queries` must not both be 0")
+        if self.model.output != "occupancy":
+            raise NotImplementedError(f"training is of occupancy, not of the model's {self.model.output!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""

@@ -1,0 +1,169 @@
+"""What autoencoders of fields share: queries in fixed chunks, extraction of the surface, checks of input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastshape.models.pretrained import PretrainedModel
+from fastshape.nn import LevelPosterior, Posterior
+
+if TYPE_CHECKING:
+    from fastshape.geometry import Mesh
+
+Features = Tensor | Sequence[Tensor]  # of one level, or of each level of a hierarchy
+Context = tuple[tuple[Tensor, Tensor], ...]  # keys and values of each level, of one shape or of a batch
+
+
+class FieldOutput(NamedTuple):
+    """What `forward` returns: the field (B, Q) in the sign of the model's `query`, and the posterior."""
+
+    values: Tensor
+    posterior: Posterior | LevelPosterior
+
+
+class FieldAutoencoder(PretrainedModel):
+    """The base of the models whose decoder is a field over query points.
+
+    A model gives `_levels`, `_prepare` and `_field`, and says on which side of 0 its field is inside.
+    """
+
+    bounds: ClassVar[float] = 1.0
+    """Half side of the cube over which `extract` looks for the surface."""
+
+    @property
+    def inside(self) -> Literal["positive", "negative"]:
+        """The sign of the field inside the solid."""
+        return "positive"
+
+    def _levels(self, features: Features) -> tuple[Tensor, ...]:
+        """Checks the features of `decode` and gives them level by level, (B, M_l, dim) each."""
+        raise NotImplementedError
+
+    def _prepare(self, levels: Sequence[Tensor]) -> Context:
+        """What every query point of a shape uses: keys and values of each level."""
+        raise NotImplementedError
+
+    def _field(self, points: Tensor, context: Context) -> Tensor:
+        """points (B, Q, 3) -> values (B, Q)."""
+        raise NotImplementedError
+
+    def query(self, points: Tensor, features: Features, *, chunk_size: int = 4096) -> Tensor:
+        """The field at query points; its meaning and sign stand in the model's own description.
+
+        The points of each shape are evaluated in chunks of exactly `chunk_size`, the last one padded, so that
+        every product has one shape and a point's value does not depend, to the last bit, on how many other
+        points (or shapes) are asked for with it. Without gradients the working memory is that of one chunk,
+        however many points there are: at most `query_bytes`.
+
+        Args:
+            points: (B, Q, 3) float32, any Q; or (1, Q, 3), the same points for every shape.
+            features: of `decode`.
+            chunk_size: points per evaluation; part of what fixes the bits.
+
+        Returns:
+            Values (B, Q).
+        """
+        require_points(points, "points")
+        levels = self._levels(features)
+        batch = levels[0].shape[0]
+        if chunk_size < 1:
+            raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}")
+        if points.shape[0] not in (1, batch):
+            raise ValueError(
+                "`points` and `features` must agree on B, "
+                f"got {tuple(points.shape)} and {tuple(levels[0].shape)}"
+            )
+        points = points.expand(batch, -1, -1)
+        count = points.shape[1]
+        shapes = []
+        for shape, cloud in enumerate(points.split(1)):
+            context = self._prepare([level[shape : shape + 1] for level in levels])
+            chunks = []
+            for chunk in cloud.split(chunk_size, dim=1):
+                padded = nn.functional.pad(chunk, (0, 0, 0, chunk_size - chunk.shape[1]))
+                chunks.append(self._field(padded, context))
+            shapes.append(torch.cat(chunks, dim=1)[:, :count])
+        return torch.cat(shapes)
+
+    def query_bytes(self, num_latents: int | Sequence[int], *, chunk_size: int = 4096) -> int:
+        """An upper bound of the working memory of `query` without gradients, in bytes.
+
+        It counts one chunk in the parameters' dtype, with the whole score matrix of the attention, which most
+        back ends never store, and the keys and values of one shape; not the points, features and values.
+        """
+        counts = [num_latents] if isinstance(num_latents, int) else list(num_latents)
+        dim, heads = self._query_width()
+        per_point = 256 + 24 * dim * len(counts) + heads * max(counts)
+        parameter = next(self.parameters())
+        return parameter.element_size() * (chunk_size * per_point + 6 * dim * sum(counts))
+
+    def _query_width(self) -> tuple[int, int]:
+        """Channels (the larger of dim and heads * head_dim) and heads of the queries' cross-attention."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def extract(self, features: Features, resolution: int = 128, *, chunk_size: int = 4096) -> Mesh:
+        """The surface of one shape.
+
+        Args:
+            features: of `decode`, of one shape; the batch dimension may be left out.
+            resolution: lattice points per axis over [-bounds, bounds]; time and memory grow with its cube.
+            chunk_size: as in `query`.
+
+        Returns:
+            The mesh where the field changes sign, faces outward; closed where the solid reaches the cube's
+            border.
+        """
+        if resolution < 2:
+            raise ValueError(f"`resolution` must be at least 2, got {resolution}")
+        given = (features,) if isinstance(features, Tensor) else tuple(features)
+        batched = tuple(level[None] if level.dim() == 2 else level for level in given)
+        levels = self._levels(batched[0] if isinstance(features, Tensor) else batched)
+        if levels[0].shape[0] != 1:
+            raise ValueError(f"`features` must be of one shape, (1, M, dim), got {tuple(levels[0].shape)}")
+        from fastshape.geometry import extract_surface
+
+        device = levels[0].device
+        axis = torch.linspace(-self.bounds, self.bounds, resolution, device=device)
+        total = resolution**3
+        values = torch.empty(total, device=device)
+        context = self._prepare(levels)
+        for begin in range(0, total, chunk_size):  # the lattice itself is never in memory
+            flat = torch.arange(begin, begin + chunk_size, device=device).clamp_max(total - 1)
+            x, y, z = flat // resolution**2, flat // resolution % resolution, flat % resolution
+            lattice = torch.stack([axis[x], axis[y], axis[z]], dim=-1)
+            values[begin : begin + chunk_size] = self._field(lattice[None], context)[0, : total - begin]
+        field = values.view(resolution, resolution, resolution)
+        return extract_surface(field, level=0.0, inside=self.inside, bounds=self.bounds, closed=True)
+
+
+def require_points(points: Tensor, name: str, channels: int = 3) -> None:
+    """TypeError or ValueError unless `points` is a tensor (B, N, channels)."""
+    if not isinstance(points, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(points).__name__}")
+    if points.dim() != 3 or points.shape[-1] != channels:
+        raise ValueError(f"`{name}` must have shape (B, N, {channels}), got {tuple(points.shape)}")
+
+
+def require_tokens(tokens: Tensor, name: str, channels: int) -> None:
+    """TypeError or ValueError unless `tokens` is a tensor (B, M, channels)."""
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(tokens).__name__}")
+    if tokens.dim() != 3 or tokens.shape[-1] != channels:
+        raise ValueError(f"`{name}` must have shape (B, M, {channels}), got {tuple(tokens.shape)}")
+
+
+def require_cloud(points: Tensor, name: str, channels: int = 3) -> None:
+    """As `require_points`, and at least one point."""
+    require_points(points, name, channels)
+    if points.shape[1] == 0:
+        raise ValueError(f"`{name}` must have at least one point, got {tuple(points.shape)}")
+
+
+def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:
+    """rows (B, N, C) at indices (B, M), -1 (there were fewer finite points) taken as 0 -> (B, M, C)."""
+    return rows.gather(1, indices[..., None].clamp_min(0).expand(-1, -1, rows.shape[-1]))
