@@ -16,8 +16,6 @@ from fastshape.cli.reconstruct import plan
 from fastshape.geometry import shapes
 from fastshape.models import VecSetVAE
 
-pytest.importorskip("skimage")
-
 
 def run_main(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     code = main([str(word) for word in words])

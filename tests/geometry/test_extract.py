@@ -3,8 +3,6 @@ import torch
 
 from fastshape.geometry import NoSurfaceError, extract, extract_surface, grid_points
 
-pytest.importorskip("skimage")
-
 CENTER = torch.tensor([0.1, -0.2, 0.05])
 RADII = torch.tensor([0.8, 0.5, 0.3])
 
@@ -61,6 +59,34 @@ def test_a_solid_that_reaches_the_border_can_be_closed(sign: int) -> None:
     assert not extract_surface(values, inside=inside).is_watertight
 
 
+def test_as_scikit_image_extracts_it() -> None:
+    """The same vertices: scikit-image sees the same edges crossed, and interpolates alike."""
+    measure = pytest.importorskip("skimage.measure")
+    values = ellipsoid(grid_points(40)).reshape(40, 40, 40)
+    vertices = measure.marching_cubes(values.numpy(), 0.0)[0]
+    theirs = torch.from_numpy(vertices.copy()).double() / 39 * 2 - 1
+    ours = extract_surface(values).vertices.double()
+    assert len(ours) == len(theirs)
+    assert float(torch.cdist(ours, theirs).amin(1).max()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_float_is_taken(dtype: torch.dtype) -> None:
+    values = ellipsoid(grid_points(40)).reshape(40, 40, 40)
+    mesh = extract_surface(values.to(dtype).transpose(0, 2).contiguous().transpose(0, 2))
+    assert mesh.vertices.dtype == torch.float32
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(extract_surface(values).volume, rel=1e-2)
+
+
+def test_random_signs_give_a_closed_surface() -> None:
+    values = torch.randn(12, 12, 12, generator=torch.Generator().manual_seed(0))
+    for inside in ("negative", "positive"):
+        mesh = extract_surface(values, inside=inside, closed=True)
+        assert mesh.is_watertight
+        assert mesh.volume > 0
+
+
 def test_chunks_do_not_matter() -> None:
     shares = []
     mesh = extract(ellipsoid, 20, chunk=333, progress=shares.append)
@@ -82,6 +108,12 @@ def test_wrong_input() -> None:
         extract_surface(torch.zeros(4, 4, 5))
     with pytest.raises(ValueError, match="not finite"):
         extract_surface(torch.full((4, 4, 4), torch.nan))
+    with pytest.raises(ValueError, match="1 of 64 entries that are not finite"):
+        extract_surface(
+            torch.ones(4, 4, 4)
+            .index_fill_(2, torch.tensor(0), -1)
+            .put_(torch.tensor(9), torch.tensor(torch.inf))
+        )
     with pytest.raises(ValueError, match="'negative' or 'positive'"):
         extract_surface(torch.zeros(4, 4, 4), inside="out")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one value per point"):

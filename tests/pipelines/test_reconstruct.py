@@ -5,8 +5,6 @@ from fastshape import geometry, models, pipelines
 from fastshape.geometry import Mesh, NoSurfaceError, shapes
 from fastshape.nn import Posterior
 
-pytest.importorskip("skimage")
-
 
 class Ball(torch.nn.Module):
     """Not a model: tokens are the first points, the surface is a ball of their mean norm."""

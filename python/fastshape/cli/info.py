@@ -15,9 +15,9 @@ from fastshape.geometry import shapes
 from fastshape.train import recipes
 
 _EXTRAS = {
-    "geom": ("manifold3d", "igl", "skimage", "scipy"),
+    "geom": ("manifold3d", "igl", "scipy"),
     "image": ("PIL",),
-    "demo": ("manifold3d", "skimage", "PIL"),
+    "demo": ("manifold3d", "PIL"),
     "train": ("tensorboard",),
 }
 

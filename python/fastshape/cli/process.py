@@ -52,9 +52,8 @@ def process(tasks: Sequence[Task], options: argparse.Namespace, run_dir: Path) -
         run_dir: where the training run is kept; removed at the end unless --resume names it.
     """
     console = Console(stderr=True, highlight=False)
-    require("skimage.measure", "demo", "extracting a surface")  # before the training, not after it
     if not options.no_picture:
-        require("PIL.Image", "demo", "drawing a picture")
+        require("PIL.Image", "demo", "drawing a picture")  # before the training, not after it
     for task in tasks:
         for note in task.mesh.notes:
             console.print(f"{task.name}: {note}", style="yellow", markup=False)

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastshape import ops
 from fastshape.geometry.mesh import Mesh
-from fastshape.geometry.optional import require
 
 Inside = Literal["negative", "positive"]
 
@@ -43,14 +43,14 @@ def extract_surface(
     bounds: float = 1.0,
     closed: bool = False,
 ) -> Mesh:
-    """Extract the surface where a sampled field crosses a level, by marching cubes.
+    """Extract the surface where a sampled field crosses a level, by `ops.marching_cubes`.
 
     The sample `values[i, j, k]` belongs to the point `(x_i, y_j, z_k)` of `linspace(-bounds, bounds, R)^3`,
     so a vertex at grid position v lies at `(v / (R - 1) * 2 - 1) * bounds`. Faces look away from the inside:
     a closed surface has a positive volume.
 
     Args:
-        values: (R, R, R) floating point, finite, R >= 2, on any device.
+        values: (R, R, R) floating point, finite, R >= 2; the work is done on their device.
         level: value on the surface.
         inside: the side of the level that is solid: "negative" (values below it: a signed distance) or
             "positive" (values above it: occupancy, or its logits).
@@ -65,17 +65,22 @@ def extract_surface(
         NoSurfaceError: no sample on one side of the level; gives the range of the field and what to try.
         ValueError: wrong shape or values that are not finite.
 
-    Reference: Lorensen and Cline 1987, in the form of Lewiner et al. 2003, by scikit-image.
+    Two inside samples of an ambiguous cell face are never joined across it. Where a sample equals the level,
+    triangles without area are possible.
+
+    Reference: Lorensen and Cline 1987; see `ops.marching_cubes`.
     """
     if inside not in ("negative", "positive"):
         raise ValueError(f"`inside` must be 'negative' or 'positive', got {inside!r}")
     if values.dim() != 3 or len(set(values.shape)) != 1 or values.shape[0] < 2:
         raise ValueError(f"`values` must have shape (R, R, R) with R >= 2, got {tuple(values.shape)}")
-    field = values.detach().to("cpu", torch.float32)
-    if not bool(torch.isfinite(field).all()):
+    field = values.detach()
+    if field.dtype not in (torch.float32, torch.float64):
+        field = field.float()
+    low, high = (float(end) for end in field.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):  # NaN takes both
         count = int((~torch.isfinite(field)).sum())
         raise ValueError(f"`values` has {count} of {field.numel()} entries that are not finite")
-    low, high = float(field.min()), float(field.max())
     if not low < level < high:
         side = "above" if low >= level else "below"
         raise NoSurfaceError(
@@ -83,19 +88,19 @@ def extract_surface(
             f"Try a level inside that range, a finer grid than {values.shape[0]}^3 for thin parts, "
             "or train longer if the field comes from a model"
         )
-    measure = require("skimage.measure", "geom", "extracting a surface")
     resolution = values.shape[0]
+    sign = 1 if inside == "negative" else -1
     if closed:
         # Far beyond the level, so that the face lies on the border to within a thousandth of a cell.
-        away = 1e3 * (high - low)
-        beyond = level + away if inside == "negative" else level - away
-        field = torch.nn.functional.pad(field, (1,) * 6, value=beyond)
-    vertices, faces, _, _ = measure.marching_cubes(
-        field.numpy(), level, gradient_direction="descent" if inside == "negative" else "ascent"
-    )
-    position = torch.from_numpy(vertices.copy()).double() - (1 if closed else 0)
+        padded = field.new_full((resolution + 2,) * 3, sign * level + 1e3 * (high - low))
+        torch.mul(field, sign, out=padded[1:-1, 1:-1, 1:-1])
+        field = padded
+    else:
+        field = field.contiguous() if sign == 1 else -field.contiguous()
+    vertices, faces = ops.marching_cubes(field, level=sign * level)
+    position = vertices.double() - (1 if closed else 0)
     positions = (position / (resolution - 1) * 2 - 1).clamp(-1, 1) * bounds
-    return Mesh(positions.float(), torch.from_numpy(faces.astype("int64")))
+    return Mesh(positions.float().cpu(), faces.cpu())
 
 
 @torch.no_grad()
@@ -118,7 +123,7 @@ def extract(
         resolution: R, points along an axis.
         level, inside, bounds, closed: as in `extract_surface`.
         chunk: points per call of `field`.
-        device: where the points are made and the field is asked.
+        device: where the points go, the field is asked and its surface extracted.
         progress: called with the share that is done, from 0 to 1.
 
     Raises:
@@ -129,7 +134,7 @@ def extract(
             f"`resolution` must be at least 2 and `chunk` at least 1, got {resolution} and {chunk}"
         )
     total = resolution**3
-    values = torch.empty(total)
+    values = torch.empty(total, device=device)
     for step in range(math.ceil(total / chunk)):
         begin, end = step * chunk, min((step + 1) * chunk, total)
         answer = field(grid_points(resolution, bounds=bounds, begin=begin, end=end).to(device))
@@ -137,7 +142,7 @@ def extract(
             raise ValueError(
                 f"`field` must return one value per point, got {tuple(answer.shape)} for {end - begin}"
             )
-        values[begin:end] = answer.reshape(-1).float().cpu()
+        values[begin:end] = answer.reshape(-1)
         if progress is not None:
             progress(end / total)
     cube = values.reshape(resolution, resolution, resolution)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PACKAGES = {"skimage": "scikit-image", "PIL": "pillow", "igl": "libigl"}
+_PACKAGES = {"PIL": "pillow", "igl": "libigl"}
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
