@@ -307,20 +307,24 @@ def test_wrong_arguments_of_sharp_samples() -> None:
 
 
 def test_sharp_points_of_a_cube_lie_along_its_edges() -> None:
-    cloud = sample_surface(box(), 10_000, seeded())
-    samples = sample_sharp_points(cloud.points, 3 * cloud.normals, 1000, generator=seeded())
+    cloud = sample_surface(box(), 4000, seeded())
+    samples = sample_sharp_points(cloud.points, 3 * cloud.normals, 500, generator=seeded())
     assert torch.equal(samples.points, cloud.points[samples.rows])
     assert torch.equal(samples.normals, cloud.normals[samples.rows])
-    assert len(samples.rows.unique()) == 1000
+    assert len(samples.rows.unique()) == 500
     assert samples.num_fallback == 0
     reach = nearest_neighbors(cloud.points, 16).distances.max()
     assert float(box_edge_offset(samples.points).max()) < float(reach)
     # All of them: those that see another side, and nearly all that are closest to an edge.
-    close = box_edge_offset(cloud.points) < 0.02
+    close = box_edge_offset(cloud.points) < 0.03
     everything = sample_sharp_points(cloud.points, cloud.normals, samples.num_sharp, generator=seeded())
-    found = torch.zeros(10_000, dtype=torch.bool).index_fill(0, everything.rows, True)
+    found = torch.zeros(4000, dtype=torch.bool).index_fill(0, everything.rows, True)
     assert float(found[close].double().mean()) > 0.99
-    assert samples.num_sharp < 5000
+    assert samples.num_sharp < 3500
+    # Those drawn are the ones closest to the edges.
+    assert float(box_edge_offset(samples.points).mean()) < 0.6 * float(
+        box_edge_offset(everything.points).mean()
+    )
 
 
 def test_sharp_points_of_a_sphere_come_from_the_fallback() -> None:

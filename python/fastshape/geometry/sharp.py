@@ -346,9 +346,10 @@ def sample_sharp_points(
     """Choose the points of a cloud where its normals change: what `sample_sharp_edges` is to a mesh.
 
     A point is sharp if the normal of one of its k nearest neighbors is more than `angle` away from its own.
-    Of more than N sharp points farthest point sampling picks N. If there are fewer, all are taken and the
-    rest is drawn from the others without repetition, in proportion to the mean of 1 - cos of their neighbors'
-    angles, which grows with the square of the curvature; in a cloud without curvature all are alike.
+    Of more than N sharp points farthest point sampling picks N among the 2 N that have the most such
+    neighbors: those right at an edge. If there are fewer, all are taken and the rest is drawn from the others
+    without repetition, in proportion to the mean of 1 - cos of their neighbors' angles, which grows with the
+    square of the curvature; in a cloud without curvature all are alike.
 
     A smooth surface seems sharp where it turns by `angle` within reach of k neighbors, and so do, where
     normals are oriented, sheets that are closer to each other than the points are.
@@ -389,10 +390,13 @@ def sample_sharp_points(
         cosine = cosine.abs()
     known = unit.any(1)
     cosine = torch.where(known[neighbors] & known[:, None], cosine, torch.ones_like(cosine))
-    sharp = (cosine < math.cos(math.radians(angle))).any(1)
+    apart = (cosine < math.cos(math.radians(angle))).sum(1)
+    sharp = apart > 0
     rows = sharp.nonzero()[:, 0]
     num_sharp = len(rows)
     if num_sharp > num_samples:
+        # Right at an edge half of the neighbors lie beyond it, however much it bends.
+        rows = rows[apart[rows].sort(stable=True, descending=True).indices[: 2 * num_samples]]
         rows = rows[farthest_subset(points[rows], num_samples)]
     elif num_sharp < num_samples:
         others = (~sharp).nonzero()[:, 0]
