@@ -116,7 +116,6 @@ def test_sharp_edges_have_points_normals_and_queries() -> None:
 
 _CUBE = (
     torch.tensor([[float(n >> 2 & 1), float(n >> 1 & 1), float(n & 1)] for n in range(8)]),
-    # fmt: off
     torch.tensor(
         [
             0,
@@ -157,7 +156,6 @@ _CUBE = (
             3,
         ]
     ).view(12, 3),
-    # fmt: on
 )
 
 
