@@ -203,9 +203,10 @@ void cast_rays(const Tensor& origins, const Tensor& directions, const Tensor& bo
 
 void ray_parity(const Tensor& points, const Tensor& directions, const Tensor& boxes,
                 const Tensor& first_child, const Tensor& triangles, const Tensor& face_index,
-                const std::optional<Tensor>& workspace, const Tensor& votes) {
+                const std::optional<Tensor>& workspace, const Tensor& votes, bool crossings) {
   require_bvh(points, "points", boxes, first_child, triangles, face_index);
   require_output(points, "points", directions, "directions", {-1, 3}, "(R, 3)");
+  FASTSHAPE_CHECK_VALUE(!crossings || directions.size(0) > 0, "`directions` must not be empty");
   require(votes, "votes", {DType::int32}, {points.size(0)}, "(Q,)");
   [[maybe_unused]] const Workspace space = open_workspace(points, "points", workspace);
   with_dtype(points, [&](auto zero) {
@@ -215,7 +216,8 @@ void ray_parity(const Tensor& points, const Tensor& directions, const Tensor& bo
                             directions.data<T>(),
                             points.size(0),
                             directions.size(0),
-                            votes.data<int32_t>()};
+                            votes.data<int32_t>(),
+                            crossings};
     run(points, FASTSHAPE_CPU(cpu::ray_parity(task)),
         FASTSHAPE_CUDA(cuda::ray_parity(task, space.data, space.bytes, stream)));
   });
@@ -244,7 +246,7 @@ void bind_geometry(py::module_& m) {
         py::arg("t"), py::arg("face"), py::arg("barycentric"));
   m.def("ray_parity", &ray_parity, py::arg("points"), py::arg("directions"), py::arg("boxes"),
         py::arg("first_child"), py::arg("triangles"), py::arg("face_index"), py::arg("workspace"),
-        py::arg("votes"));
+        py::arg("votes"), py::arg("crossings"));
   m.def("build_bvh_workspace_bytes", FASTSHAPE_WORKSPACE(build_bvh), py::arg("num_faces"));
   m.def("closest_point_workspace_bytes", FASTSHAPE_WORKSPACE(closest_point), py::arg("num_points"));
   m.def("closest_point_backward_workspace_bytes", FASTSHAPE_WORKSPACE(closest_point_backward),

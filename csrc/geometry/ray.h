@@ -151,6 +151,7 @@ template <class T>
 struct TriangleHit {
   T t;
   T u, v, w;  // weights of a, b, c
+  int side;   // 1 where the ray goes out through the face, -1 where it comes in
 };
 
 // Whether the line meets the triangle, and where. t lies in the ray's stretch inside the triangle's
@@ -169,6 +170,7 @@ FASTSHAPE_HOST_DEVICE bool triangle_hit(const BvhView<T>& bvh, const Ray<T>& ray
   T u = edge_side(c, b), v = edge_side(a, c), w = edge_side(b, a);
   T total = (u + v) + w;
   if (!(total != T(0))) u = v = w = T(1), total = T(3);  // only rounding brings this about
+  hit->side = -side;
   hit->u = u / total;
   hit->v = v / total;
   hit->w = w / total;

@@ -16,7 +16,9 @@ __global__ void ray_parity_kernel(RayParity<T> task, const uint32_t* order) {
   const BvhView<T>& bvh = task.bvh;
   const auto num_nodes = static_cast<int32_t>(bvh.num_nodes);
   int32_t votes = 0;
-  for (int64_t r = 0; r < task.num_rays; ++r) {
+  const int64_t begin_ray = task.crossings ? crossing_ray(task, p) : 0;
+  const int64_t end_ray = task.crossings ? begin_ray + 1 : task.num_rays;
+  for (int64_t r = begin_ray; r < end_ray; ++r) {
     Ray<T> ray;
     if (!make_ray(bvh.boxes, p, load_point(task.directions, r), &ray)) continue;
     int32_t count = 0;
@@ -29,7 +31,8 @@ __global__ void ray_parity_kernel(RayParity<T> task, const uint32_t* order) {
         for (int lane = 0; lane < kBvhWidth; ++lane) {
           const int64_t slot = static_cast<int64_t>(node - num_nodes) * kBvhWidth + lane;
           TriangleHit<T> hit;
-          if (triangle_hit(bvh, ray, slot, &hit) && hit.t > T(0)) ++count;
+          if (triangle_hit(bvh, ray, slot, &hit) && hit.t > T(0))
+            count += task.crossings ? hit.side : 1;
         }
         continue;
       }
@@ -40,7 +43,7 @@ __global__ void ray_parity_kernel(RayParity<T> task, const uint32_t* order) {
           stack[top++] = first_child + lane;
       }
     }
-    votes += count & 1;
+    votes += task.crossings ? count : count & 1;
   }
   task.votes[i] = votes;
 }

@@ -8,7 +8,7 @@ namespace fastshape {
 namespace {
 
 template <class T>
-FASTSHAPE_LANES int32_t count_hits(const BvhView<T>& bvh, const Ray<T>& ray) {
+FASTSHAPE_LANES int32_t count_hits(const BvhView<T>& bvh, const Ray<T>& ray, bool crossings) {
   int32_t stack[kBvhStackSize];
   int top = 0;
   int32_t count = 0;
@@ -21,7 +21,7 @@ FASTSHAPE_LANES int32_t count_hits(const BvhView<T>& bvh, const Ray<T>& ray) {
       for (uint32_t bits = block_candidates(bvh, ray, block); bits != 0; bits &= bits - 1) {
         TriangleHit<T> hit;
         if (triangle_hit(bvh, ray, block * kBvhWidth + __builtin_ctz(bits), &hit) && hit.t > T(0))
-          ++count;
+          count += crossings ? hit.side : 1;
       }
       continue;
     }
@@ -31,7 +31,7 @@ FASTSHAPE_LANES int32_t count_hits(const BvhView<T>& bvh, const Ray<T>& ray) {
          bits &= bits - 1)
       stack[top++] = first_child + __builtin_ctz(bits);
   }
-  return count;
+  return crossings ? count : count & 1;
 }
 
 template <class T>
@@ -40,10 +40,12 @@ void ray_parity_loop(const RayParity<T>& task, const uint32_t* order, int64_t be
     const int64_t i = order[k];
     const Vec3<T> p = load_point(task.points, i);
     int32_t votes = 0;
-    for (int64_t r = 0; r < task.num_rays; ++r) {
+    const int64_t begin_ray = task.crossings ? crossing_ray(task, p) : 0;
+    const int64_t end_ray = task.crossings ? begin_ray + 1 : task.num_rays;
+    for (int64_t r = begin_ray; r < end_ray; ++r) {
       Ray<T> ray;
       if (make_ray(task.bvh.boxes, p, load_point(task.directions, r), &ray))
-        votes += count_hits(task.bvh, ray) & 1;
+        votes += count_hits(task.bvh, ray, task.crossings);
     }
     task.votes[i] = votes;
   }

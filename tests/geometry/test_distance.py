@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastshape import geometry, testing
+from fastshape import geometry, ops, testing
+from fastshape.geometry import DistanceField, Mesh
+from fastshape.geometry.orientation import closing_faces
 
 sys.path.append(str(Path(__file__).parents[1] / "ops"))
 from mesh_cases import cube, damage, join, query_points, torus, torus_distance
@@ -128,3 +130,29 @@ def test_meshes():
         geometry.signed_distance(geometry.Mesh(cube()[0], cube()[1][:0]), testing.random_points(3))
     with pytest.raises(ValueError, match='`sign` must be "auto", "winding" or "parity"'):
         geometry.signed_distance(mesh, testing.random_points(3), sign="visual")
+
+
+def test_the_winding_number_by_rays_and_closed_holes() -> None:
+    ball = testing.icosphere(3, radius=0.6)
+    other = (ball[0] * 0.7 + 0.5, ball[1].flip(1))
+    whole = Mesh(torch.cat([ball[0], other[0]]), torch.cat([ball[1], other[1] + len(ball[0])])).to(
+        torch.float32
+    )
+    soup = Mesh(whole.triangles.reshape(-1, 3), torch.arange(3 * whole.num_faces).view(-1, 3))
+    holed = Mesh(whole.vertices, whole.faces[torch.arange(whole.num_faces) % 401 > 0])
+    doubled = Mesh(whole.vertices, torch.cat([whole.faces, whole.faces[:10]]))
+    open_one = Mesh(whole.vertices, whole.faces[torch.arange(whole.num_faces) % 2 == 0])
+    points = testing.random_points(3000)
+    points[0] = torch.nan
+    for mesh, fans in ((whole, 0), (soup, 0), (holed, 1), (doubled, 1), (open_one, None)):
+        field = DistanceField(mesh, sign="winding")
+        expected = ops.winding_number(points, field.bvh)
+        torch.testing.assert_close(field.winding(points)[1:], expected[1:], atol=0.02, rtol=0)
+        assert not field.inside(points)[0]
+        assert (field._caps is None) == (fans is None)
+        if fans is not None:
+            vertices, faces = closing_faces(mesh.vertices, mesh.faces)
+            assert (len(faces) > 0) == fans
+            closed = torch.cat([mesh.faces, faces])
+            assert len(closing_faces(vertices, closed)[1]) == 0
+    assert len(DistanceField(holed).winding(points[:0])) == 0

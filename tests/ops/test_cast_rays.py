@@ -172,6 +172,45 @@ def test_parity_of_special_points(backend):
     assert votes(backend, points[:0], *cube()).shape == (0,)
 
 
+# ---- ray_crossings -----------------------------------------------------------------------------------------
+
+
+def crossings(backend, points, vertices, faces, **options):
+    points, vertices, faces = backend.put(points, vertices.to(points.dtype), faces)
+    return ops.ray_crossings(points, ops.build_bvh(vertices, faces), **options).cpu()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_crossings_are_the_winding_number_of_closed_meshes(backend, dtype):
+    """Overlapping, nested and turned parts, degenerate and doubled faces: where nothing is open."""
+    ball, small = testing.icosphere(2, radius=0.6), testing.icosphere(1, radius=0.3)
+    vertices, faces = join(join(ball, (ball[0] + 0.4, ball[1])), (small[0], small[1].flip(1)))
+    points = testing.random_points(500, dtype=torch.float64).to(dtype)
+    for doubled in (faces, torch.cat([faces, faces]), torch.cat([faces, faces[:5, [0, 1, 1]]])):
+        expected = reference.winding_number(points.double(), vertices.double(), doubled)
+        away = (expected - expected.round()).abs() < 1e-3
+        assert away.all()
+        result = crossings(backend, points, vertices, doubled)
+        assert result.dtype == torch.int32
+        assert torch.equal(result, expected.round().int())
+        assert result.unique().numel() >= 3
+    direction = backend.put(torch.tensor([0.1, -1.0, 0.2], dtype=dtype))
+    turned = crossings(backend, points, vertices, faces, direction=direction)
+    assert torch.equal(turned, crossings(backend, points, vertices, faces))
+
+
+def test_crossings_through_vertices_and_of_special_points(backend):
+    vertices, faces = testing.icosphere(2, radius=0.75)
+    for origin, expected in (((2.0, 0.5, 0.25), 0), ((0.25, 0.125, 0.0), 1)):
+        point = torch.tensor([origin])
+        for target in vertices.float()[::9]:
+            direction = backend.put(target - point[0])
+            assert crossings(backend, point, vertices, faces, direction=direction).tolist() == [expected]
+    points = torch.tensor([[torch.nan, 0, 0], [0, 0, 0], [5, 0, 0]])
+    assert crossings(backend, points, *cube()).tolist() == [0, 1, 0]
+    assert crossings(backend, points[:0], *cube()).shape == (0,)
+
+
 # ---- The operators -----------------------------------------------------------------------------------------
 
 
@@ -182,6 +221,7 @@ def test_operator(backend):
     bvh = ops.build_bvh(vertices, faces)
     testing.check_operator(mesh_ops._cast_rays_op, points, directions, *bvh.arrays)
     testing.check_operator(mesh_ops._ray_parity_op, points, directions[:3].contiguous(), *bvh.arrays)
+    testing.check_operator(mesh_ops._ray_crossings_op, points, directions[:1].contiguous(), *bvh.arrays)
 
 
 def test_compiles():

@@ -83,6 +83,58 @@ def oriented_faces(vertices: Tensor, faces: Tensor) -> Tensor:
     return turn(torch.where(enclosed[component], kept, outward))
 
 
+def closing_faces(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Faces that close the holes of a mesh: with them every edge is run through as often in one direction as
+    in the other.
+
+    Each connected piece of the border becomes a fan around the mean of its vertices. Vertices at equal
+    positions are one. Edges of three faces and more need no closing if their faces balance.
+
+    Args:
+        vertices: (V, 3), float32 or float64, finite.
+        faces: (F, 3), int64.
+
+    Returns:
+        (V + C, 3), the vertices and the middle of each fan; (K, 3) int64, the new faces, none for a mesh
+        without a border.
+    """
+    first = _first_at(vertices)
+    start = first[faces].flatten()
+    end = first[faces.roll(-1, 1)].flatten()
+    keys = torch.minimum(start, end) * len(vertices) + torch.maximum(start, end)
+    signs = (end > start).long() - (end < start).long()
+    keys, order = keys.sort(stable=True)
+    last = torch.ones_like(keys, dtype=torch.bool)
+    last[:-1] = keys[1:] != keys[:-1]
+    balance = signs[order].cumsum(0)[last].diff(prepend=signs.new_zeros(1))
+    keys = keys[last]
+    border = torch.repeat_interleave(balance.abs())  # rows, as often as they are missing
+    low, high = keys[border] // len(vertices), keys[border] % len(vertices)
+    up = balance[border] > 0
+    tail, head = torch.where(up, high, low), torch.where(up, low, high)  # against the mesh's own direction
+
+    label = torch.arange(len(vertices), device=faces.device)
+    while True:
+        lowest = torch.minimum(label[tail], label[head])
+        new = label.scatter_reduce(0, torch.cat([tail, head]), torch.cat([lowest, lowest]), "amin")
+        new = new[new]
+        if torch.equal(new, label):
+            break
+        label = new
+    _, piece = label[tail].unique(return_inverse=True)
+    count = int(piece.max()) + 1 if len(piece) else 0
+    weight = vertices.new_zeros(count).index_add_(0, piece, vertices.new_ones(len(piece)))
+    total = vertices.new_zeros(count, 3).index_add_(0, piece, vertices[tail])
+    return torch.cat([vertices, total / weight[:, None]]), torch.stack([tail, head, len(vertices) + piece], 1)
+
+
+def _first_at(vertices: Tensor) -> Tensor:
+    """(V,) int64: for each vertex the first of those at its place."""
+    number = _row_numbers(vertices)
+    rows = torch.arange(len(vertices), device=vertices.device)
+    return torch.full_like(rows, len(vertices)).scatter_reduce(0, number, rows, "amin")[number]
+
+
 def _last_of_each(keys: Tensor, values: Tensor, count: int) -> Tensor:
     """For every key below ``count`` the last of its values, -1 where there is none."""
     order = keys.sort(stable=True).indices

@@ -9,6 +9,7 @@ from fastshape.ops.mesh import RayHits as RayHits
 from fastshape.ops.mesh import build_bvh as build_bvh
 from fastshape.ops.mesh import cast_rays as cast_rays
 from fastshape.ops.mesh import closest_point as closest_point
+from fastshape.ops.mesh import ray_crossings as ray_crossings
 from fastshape.ops.mesh import ray_parity as ray_parity
 from fastshape.ops.mesh import winding_number as winding_number
 from fastshape.ops.sampling import farthest_point_sampling as farthest_point_sampling
