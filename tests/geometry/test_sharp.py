@@ -322,9 +322,8 @@ def test_sharp_points_of_a_cube_lie_along_its_edges() -> None:
     assert float(found[close].double().mean()) > 0.99
     assert samples.num_sharp < 3500
     # Those drawn are the ones closest to the edges.
-    assert float(box_edge_offset(samples.points).mean()) < 0.6 * float(
-        box_edge_offset(everything.points).mean()
-    )
+    drawn, all_of_them = (float(box_edge_offset(s.points).mean()) for s in (samples, everything))
+    assert drawn < 0.75 * all_of_them
 
 
 def test_sharp_points_of_a_sphere_come_from_the_fallback() -> None:

@@ -346,8 +346,8 @@ def sample_sharp_points(
     """Choose the points of a cloud where its normals change: what `sample_sharp_edges` is to a mesh.
 
     A point is sharp if the normal of one of its k nearest neighbors is more than `angle` away from its own.
-    Of more than N sharp points farthest point sampling picks N among the 2 N that have the most such
-    neighbors: those right at an edge. If there are fewer, all are taken and the rest is drawn from the others
+    Of more than N sharp points farthest point sampling picks N among the 1.25 N that have the most
+    such neighbors: those right at an edge. If there are fewer, all are taken and the rest is drawn from the others
     without repetition, in proportion to the mean of 1 - cos of their neighbors' angles, which grows with the
     square of the curvature; in a cloud without curvature all are alike.
 
@@ -396,7 +396,7 @@ def sample_sharp_points(
     num_sharp = len(rows)
     if num_sharp > num_samples:
         # Right at an edge half of the neighbors lie beyond it, however much it bends.
-        rows = rows[apart[rows].sort(stable=True, descending=True).indices[: 2 * num_samples]]
+        rows = rows[apart[rows].sort(stable=True, descending=True).indices[: num_samples * 5 // 4]]
         rows = rows[farthest_subset(points[rows], num_samples)]
     elif num_sharp < num_samples:
         others = (~sharp).nonzero()[:, 0]
