@@ -346,8 +346,8 @@ def sample_sharp_points(
     """Choose the points of a cloud where its normals change: what `sample_sharp_edges` is to a mesh.
 
     A point is sharp if the normal of one of its k nearest neighbors is more than `angle` away from its own.
-    Of more than N sharp points farthest point sampling picks N among the 1.25 N that have the most
-    such neighbors: those right at an edge. If there are fewer, all are taken and the rest is drawn from the others
+    Of more than N sharp points farthest point sampling picks N among the 1.25 N that have the most such
+    neighbors: those right at an edge. If there are fewer, all are taken and the rest is drawn from the others
     without repetition, in proportion to the mean of 1 - cos of their neighbors' angles, which grows with the
     square of the curvature; in a cloud without curvature all are alike.
 
