@@ -159,8 +159,33 @@ _CUBE = (
 )
 
 
-def test_doubt_is_stored() -> None:
-    assert json.loads(geometry.prepare(shapes.half_pipe(), SPEC).metadata["doubt"]) > 0.01
+def test_a_mesh_without_a_clear_inside_is_made_watertight_first() -> None:
+    pipe = shapes.half_pipe()
+    options = {"num_surface": 100, "num_volume": 500, "num_near": 500, "resolution": 64}
+    left = geometry.prepare(pipe, PrepareSpec(watertight="none", **options))
+    assert json.loads(left.metadata["doubt"]) > 0.01
+    assert json.loads(left.metadata["epsilon"]) == 0
+    assert "watertight" not in left.metadata
+    made = geometry.prepare(pipe, PrepareSpec(num_sharp=50, **options))
+    report = json.loads(made.metadata["watertight"])
+    assert report["method"] == "shell"
+    assert "seconds" not in report
+    assert json.loads(made.metadata["input_doubt"]) == json.loads(left.metadata["doubt"])
+    assert json.loads(made.metadata["doubt"]) < 0.01
+    epsilon = json.loads(made.metadata["epsilon"])
+    assert epsilon == pytest.approx(2 / 64)
+    field = DistanceField(normalize(pipe)[0])
+    for name in ("surface", "sharp"):
+        distance = field.unsigned(made[f"{name}_points"])
+        torch.testing.assert_close(distance, torch.full_like(distance, epsilon), atol=0.012, rtol=0)
+    # The same mesh and specification, the same bytes, through the repair too.
+    again = geometry.prepare(pipe, PrepareSpec(num_sharp=50, **options))
+    assert safetensors_bytes(made, made.metadata) == safetensors_bytes(again, again.metadata)
+    clear = geometry.prepare(shapes.torus(), PrepareSpec(**options))
+    assert "watertight" not in clear.metadata
+    forced = geometry.prepare(shapes.torus(), PrepareSpec(**{**options, "watertight": "shell"}))
+    assert json.loads(forced.metadata["epsilon"]) == pytest.approx(2 / 64)
+    assert forced["surface_points"].abs().max() > 1
 
 
 @pytest.mark.parametrize("name", ["dora", "vecset", "lagem", "vat", "hunyuan"])
@@ -188,6 +213,9 @@ def test_specifications_survive_json(name) -> None:
         ({"oversample": 5}, ValueError, "`oversample` must be at least `num_surface` = 100000, got 5"),
         ({"oversample": 0.5}, TypeError, "`oversample` must be an integer or None, got 0.5"),
         ({"num_sharp_near": 5}, ValueError, "`sharp_sigmas` must not be empty where `num_sharp_near`"),
+        ({"watertight": "maybe"}, ValueError, "`watertight` must be one of none, doubt, auto"),
+        ({"epsilon": 0.001}, ValueError, "`epsilon` must lie between"),
+        ({"resolution": 4}, ValueError, "`resolution` must be at least 8, got 4"),
         ({"dtype": "int8"}, ValueError, "`dtype` must be one of float32, float16, got 'int8'"),
         ({"labels": 3}, TypeError, "`labels` must be a word"),
         ({"colour": 3}, ValueError, "there is no field 'colour' in a specification; there are name"),

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 import fastshape
+from fastshape import ops
 from fastshape.geometry.distance import DistanceField
 from fastshape.geometry.mesh import Mesh, Normalization, normalize
 from fastshape.geometry.queries import QUERY_PRESETS, QueryPreset, query_preset, sample_queries
 from fastshape.geometry.sampling import sample_surface
 from fastshape.geometry.sharp import sample_sharp_edges
+from fastshape.geometry.watertight import MOST_DOUBT, watertight
 
 PREPARE_VERSION = 1  # of what the fields mean: another number, other bytes
 
@@ -44,6 +46,11 @@ class PrepareSpec:
         num_near, near_sigmas: queries near the surface; see `sample_queries`.
         num_sharp_near, sharp_sigmas: queries near the sharp edges.
         truncation: largest displacement of a near query along an axis; None for no bound.
+        watertight: when `watertight` replaces the mesh before anything is drawn: "none", never; "doubt",
+            where the sign of more than 1 % of 8192 places is in doubt, by its method "auto"; "auto", "union",
+            "winding" or "shell", always, by that method. Sharp edges are found on the mesh as it was, and
+            their points moved to where it is nearest now.
+        resolution, epsilon: of `watertight`; the epsilon in its own cube [-1, 1]^3, None is 2 / resolution.
         labels: "sdf" stores signed distances (negative inside), "occupancy" whether a query is inside.
         dtype: "float32" or "float16", of all stored numbers. Queries are rounded first and labeled where they
             then are.
@@ -69,6 +76,9 @@ class PrepareSpec:
     num_sharp_near: int = 0
     sharp_sigmas: tuple[float, ...] = ()
     truncation: float | None = None
+    watertight: str = "doubt"
+    resolution: int = 256
+    epsilon: float | None = None
     labels: str = "sdf"
     dtype: str = "float32"
     sign: str = "auto"
@@ -90,6 +100,13 @@ class PrepareSpec:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite, got {value}")
+        if self.resolution < 8:
+            raise ValueError(f"`resolution` must be at least 8, got {self.resolution}")
+        if self.epsilon is not None and not 1.05 / self.resolution < self.epsilon < 1:
+            raise ValueError(
+                f"`epsilon` must lie between 1.05 / `resolution` = {1.05 / self.resolution:.3g} and 1, "
+                f"got {self.epsilon}"
+            )
         if not 0 <= self.sharp_angle <= 180:
             raise ValueError(f"`sharp_angle` must lie in 0..180 degrees, got {self.sharp_angle}")
         if self.oversample is not None and self.oversample < self.num_surface:
@@ -167,6 +184,8 @@ class PrepareSpec:
         _check_names(overrides)
         fields = {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}
         fields = {name: value for name, value in fields.items() if name in _TYPES}
+        if rules.epsilon == 2 / PrepareSpec.resolution:
+            fields["epsilon"] = None  # it follows the resolution
         fields["labels"] = "occupancy" if rules.label == "occupancy" else "sdf"
         return cls(**{**fields, **overrides, "name": name})
 
@@ -177,6 +196,7 @@ _CHOICES = {
     "normalization": ("box", "sphere"),
     "sharp_weighting": ("dora", "length", "angle", "area"),
     "volume": ("cube", "ball"),
+    "watertight": ("none", "doubt", "auto", "union", "winding", "shell"),
     "labels": ("sdf", "occupancy"),
     "dtype": ("float32", "float16"),
     "sign": ("auto", "winding", "parity"),
@@ -232,11 +252,14 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
         (N, 3); `volume_points` (N, 3) with `volume_sdf` (N,), or `volume_occupancy` (N,) bool; `near_points`
         and `sharp_near_points` in the same way. What a specification does not ask for is not there.
         `metadata` says how the mesh was moved ("center", "scale": the points are (x - center) * scale), which
-        share of 8192 places has a doubtful sign ("doubt", see `signed_distance`), how many edges are sharp
-        ("salient_edges"), what the reader had to mend ("notes"), the specification and its hash.
+        share of 8192 places has a doubtful sign ("doubt", see `signed_distance`; of the mesh that is sampled,
+        and "input_doubt" of the one that came, where that was asked), how many edges are sharp
+        ("salient_edges"), what `watertight` did, if it was asked ("watertight", its report), by how much the
+        surface was thickened ("epsilon"), what the reader had to mend ("notes"), the specification and its
+        hash.
 
     Raises:
-        ValueError: no faces, or no surface area.
+        ValueError: no faces, no surface area, or a `WatertightError`.
     """
     spec = PrepareSpec.preset("vecset") if spec is None else spec
     normalized, normalization = normalize(mesh, extent=spec.extent, fit=spec.normalization)  # type: ignore[call-overload]
@@ -248,6 +271,30 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
         weighting=spec.sharp_weighting,  # type: ignore[arg-type]
         generator=draws("sharp"),
     )
+    field = DistanceField(normalized, sign=spec.sign)  # type: ignore[arg-type]
+    more: dict[str, Any] = {"salient_edges": sharp.num_edges, "epsilon": 0.0}
+    more["doubt"] = _doubt(field, normalized, spec.extent, draws("doubt"))
+    method = spec.watertight
+    if method == "doubt":
+        method = "auto" if more["doubt"] > MOST_DOUBT else "none"
+    if method != "none":
+        closed = watertight(
+            mesh,
+            resolution=spec.resolution,
+            method=method,  # type: ignore[arg-type]
+            epsilon=spec.epsilon,
+        )
+        report = {name: value for name, value in closed.report.to_dict().items() if name != "seconds"}
+        more |= {
+            "input_doubt": more["doubt"],
+            "watertight": report,
+            "epsilon": closed.report.epsilon * normalization.scale,
+        }
+        if closed.mesh is not mesh:
+            normalized = normalization.apply_mesh(closed.mesh)
+            field = DistanceField(normalized, sign=spec.sign)  # type: ignore[arg-type]
+            more["doubt"] = _doubt(field, normalized, spec.extent, draws("doubt"))
+            sharp = sharp._replace(points=ops.closest_point(sharp.points, field.bvh).point)
     dtype = getattr(torch, spec.dtype)
     tensors: dict[str, Tensor] = {}
     if spec.num_surface:
@@ -259,7 +306,6 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
         tensors["sharp_normals"] = sharp.normals[: spec.num_sharp].to(dtype)
     queries = sample_queries(normalized, preset=spec.queries, sharp=sharp.points, generator=draws("queries"))
     stored = {name: points.to(dtype) for name, points in queries._asdict().items() if len(points)}
-    field = DistanceField(normalized, sign=spec.sign)  # type: ignore[arg-type]
     if stored:
         points = torch.cat([points.float() for points in stored.values()])
         labels = field(points).to(dtype) if spec.labels == "sdf" else field.inside(points)
@@ -267,7 +313,6 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
         for (name, points), label in zip(stored.items(), parts, strict=True):
             tensors[f"{name}_points"] = points
             tensors[f"{name}_{spec.labels}"] = label
-    more = {"doubt": _doubt(field, normalized, spec.extent, draws("doubt")), "salient_edges": sharp.num_edges}
     return Prepared(tensors, _metadata(mesh, spec, normalization, more))
 
 

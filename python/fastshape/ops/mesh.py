@@ -476,7 +476,9 @@ _ray_parity_op = define(
 
 
 _AXIAL = [  # tilted, so that the faces of a box and what is aligned with it make no special cases
-    [sign * (0.9, 0.03271, 0.01939)[(k - axis) % 3] for k in range(3)] for axis in range(3) for sign in (1, -1)
+    [sign * (0.9, 0.03271, 0.01939)[(k - axis) % 3] for k in range(3)]
+    for axis in range(3)
+    for sign in (1, -1)
 ]
 
 
