@@ -387,6 +387,58 @@ def test_what_was_repaired_is_counted():
     assert result.volume == pytest.approx(mesh.volume)
 
 
+def edge_counts(mesh):
+    start, end = mesh.faces, mesh.faces.roll(-1, 1)
+    key = torch.minimum(start, end) * mesh.num_vertices + torch.maximum(start, end)
+    return key.flatten().unique(return_counts=True)[1]
+
+
+def test_a_fold_is_dropped():
+    """Two faces back to back on an edge of a closed surface, as decimation leaves them in scans."""
+    mesh = ball(subdivisions=2)
+    a, b = mesh.faces[0, :2].tolist()
+    tip = mesh.vertices[a] * 1.3
+    fin = torch.tensor([[a, b, mesh.num_vertices], [b, a, mesh.num_vertices]])
+    folded = Mesh(torch.cat([mesh.vertices, tip[None]]), torch.cat([mesh.faces, fin]))
+    assert edge_counts(folded).max() == 4
+    result, report = watertight(folded)
+    assert report.method == "none"
+    assert report.dropped_faces == 2
+    assert result.num_faces == mesh.num_faces
+    assert result.volume == pytest.approx(mesh.volume)
+
+
+def test_solids_that_share_an_edge_are_cut_apart():
+    left, right = box((-1, -1, -1), (0, 0, 1)), box((0, 0, -1), (1, 1, 1))
+    both = soup(Mesh.join([left, right]))
+    result, report = watertight(both)
+    assert report.method == "none"
+    assert report.parts_out == 2
+    assert result.num_vertices == 16
+    assert result.volume == pytest.approx(4)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_cut_apart_pairs_the_faces_with_solid_between_them(count):
+    """Wedges around one common edge."""
+    vertices, faces = [[0.0, 0, -1], [0, 0, 1]], []
+    for wedge in range(count):
+        begin = 2 * math.pi * wedge / count + 0.3
+        c, d = len(vertices), len(vertices) + 1
+        for angle in (begin, begin + math.pi / count):
+            vertices.append([math.cos(angle), math.sin(angle), 0])
+        faces += [[0, 1, d], [0, c, 1], [1, c, d], [0, d, c]]
+    mesh = Mesh(torch.tensor(vertices, dtype=torch.float64), torch.tensor(faces))
+    assert edge_counts(mesh).max() == 2 * count
+    cut, origin = parts.cut_apart(mesh.vertices, mesh.faces)
+    apart = Mesh(mesh.vertices[origin], cut)
+    assert apart.is_watertight
+    assert parts.count_parts(apart) == (count, 0)
+    assert apart.num_vertices == 4 * count
+    assert apart.volume == pytest.approx(mesh.volume)
+    assert parts.cut_apart(mesh.vertices, mesh.faces[1:]) is None
+
+
 def test_report_is_plain():
     report = watertight(shapes.half_pipe(), resolution=32).report
     as_dict = json.loads(json.dumps(report.to_dict()))

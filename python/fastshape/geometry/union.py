@@ -18,6 +18,23 @@ class UnionError(ValueError):
     """Parts whose union was refused, and why."""
 
 
+def _roots(u: Tensor, v: Tensor, count: int) -> Tensor:
+    """(count,) int64: for each node the lowest one that the edges u-v join it with."""
+    parent = torch.arange(count)
+    while True:
+        u, v = parent[u], parent[v]
+        differ = u != v
+        u, v = u[differ], v[differ]
+        if not len(u):
+            return parent
+        parent.scatter_reduce_(0, torch.maximum(u, v), torch.minimum(u, v), "amin")
+        while True:
+            above = parent[parent]
+            if torch.equal(above, parent):
+                break
+            parent = above
+
+
 def connected_parts(faces: Tensor, num_vertices: int) -> tuple[Tensor, int]:
     """Parts of a mesh: faces that hang together by vertices.
 
@@ -30,40 +47,87 @@ def connected_parts(faces: Tensor, num_vertices: int) -> tuple[Tensor, int]:
     """
     if not len(faces):
         return faces.new_zeros(0), 0
-    parent = torch.arange(num_vertices)
     u, v = torch.cat([faces[:, :2], faces[:, 1:]]).unbind(1)
-    while True:
-        u, v = parent[u], parent[v]
-        differ = u != v
-        u, v = u[differ], v[differ]
-        if not len(u):
-            break
-        parent.scatter_reduce_(0, torch.maximum(u, v), torch.minimum(u, v), "amin")
-        while True:
-            above = parent[parent]
-            if torch.equal(above, parent):
-                break
-            parent = above
-    roots = parent[faces[:, 0]]
+    roots = _roots(u, v, num_vertices)[faces[:, 0]]
     numbers = torch.zeros(num_vertices, dtype=torch.int64)
     numbers[roots] = 1
     total = numbers.cumsum(0)
     return total[roots] - 1, int(total[-1])
 
 
-def separate_parts(faces: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives every part its own vertices.
+def cut_apart(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Closes a surface whose edges are met by as many faces one way as the other.
+
+    Around an edge of more than two faces those are paired that have solid between them, so that solids which
+    touch along it come apart; then every vertex becomes as many as there are fans of faces around it.
 
     Args:
-        faces: (F, 3) int64.
-        part: (F,) int64, >= 0.
+        vertices: (V, 3).
+        faces: (F, 3) int64, turned outwards.
 
     Returns:
-        The new faces, and for each new vertex which one it was.
+        The new faces, and for each new vertex which one it was; None where an edge is met by more faces one
+        way, or more than ten thousand are crowded.
     """
-    top = int(faces.max()) + 1
-    keys, inverse = (part[:, None] * top + faces).unique(return_inverse=True)
-    return inverse.view(-1, 3), keys % top
+    start, end = faces.flatten(), faces.roll(-1, 1).flatten()
+    low, high = torch.minimum(start, end), torch.maximum(start, end)
+    keys, order = (low * len(vertices) + high).sort(stable=True)
+    forward = (start < end)[order]
+    _, group, sizes = keys.unique_consecutive(return_inverse=True, return_counts=True)
+    balance = torch.zeros_like(sizes).index_add_(0, group, torch.where(forward, 1, -1))
+    if bool(balance.any()):
+        return None
+    first = sizes.cumsum(0) - sizes
+    plain = first[sizes == 2]
+    crowded = (sizes > 2).nonzero().flatten()
+    if len(crowded) > 10_000:
+        return None
+    one, other = [order[plain]], [order[plain + 1]]
+    points = vertices.double()
+    for number in crowded.tolist():
+        at = int(first[number])
+        halves = order[at : at + int(sizes[number])]
+        pairs = _pairs(points, start[halves], end[halves], faces.flatten()[_step(_step(halves))])
+        one.append(halves[pairs[:, 0]])
+        other.append(halves[pairs[:, 1]])
+    a, b = torch.cat(one), torch.cat(other)
+    # The corner where one half edge starts is where its partner ends.
+    roots = _roots(torch.cat([a, _step(a)]), torch.cat([_step(b), b]), len(start))
+    corners, inverse = roots.unique(return_inverse=True)
+    return inverse.view(-1, 3), start[corners]
+
+
+def _step(corners: Tensor) -> Tensor:
+    """The next corner of the same face."""
+    return torch.where(corners % 3 == 2, corners - 2, corners + 1)
+
+
+def _pairs(points: Tensor, start: Tensor, end: Tensor, tip: Tensor) -> Tensor:
+    """(K, 2): which of the 2 K half edges along one edge have solid between them.
+
+    Seen along the edge from its lower vertex, the solid of a face that runs down begins at its angle and goes
+    up, that of a face that runs up ends there.
+    """
+    low, high = min(int(start[0]), int(end[0])), max(int(start[0]), int(end[0]))
+    along = torch.nn.functional.normalize(points[high] - points[low], dim=0)
+    radial = points[tip] - points[low]
+    radial = radial - (radial @ along)[:, None] * along
+    angle = torch.atan2(radial @ torch.linalg.cross(along, radial[0]), radial @ radial[0])
+    ranked = angle.sort(stable=True).indices.tolist()
+    waiting: list[int] = []
+    pairs: list[tuple[int, int]] = []
+    matched: set[int] = set()
+    for half in ranked + ranked:  # around twice: what is open at the end is closed from the beginning
+        if half in matched:
+            continue
+        if bool(start[half] > end[half]):
+            if half not in waiting:
+                waiting.append(half)
+        elif waiting:
+            begin = waiting.pop()
+            pairs.append((begin, half))
+            matched.update((begin, half))
+    return torch.tensor(pairs)
 
 
 def part_volumes(mesh: Mesh, part: Tensor, count: int) -> Tensor:

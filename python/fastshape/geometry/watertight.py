@@ -16,15 +16,15 @@ from fastshape import ops
 from fastshape.geometry.distance import DistanceField
 from fastshape.geometry.mesh import Mesh, Normalization, normalize
 from fastshape.geometry.narrow_band import Lattice, crossed_cells, follow, narrow_band
-from fastshape.geometry.orientation import _components, _row_numbers, oriented_faces
+from fastshape.geometry.orientation import _row_numbers, oriented_faces
 from fastshape.geometry.sampling import sample_surface
 from fastshape.geometry.union import (
     UnionError,
     connected_parts,
     count_parts,
+    cut_apart,
     has_manifold3d,
     overlap,
-    separate_parts,
     union,
 )
 
@@ -160,33 +160,53 @@ def _prepare(mesh: Mesh) -> _Prepared:
         flipped = int((turned.faces != given.faces).any(1).sum())
         return _Prepared(turned, None, True, 0, len(faces) - len(given.faces), flipped)
 
-    # Equal positions are one vertex, copies of a face are one face.
+    # Equal positions are one vertex.
     row = _row_numbers(mesh.vertices)
     first = torch.full((int(row.max()) + 1,), mesh.num_vertices).scatter_reduce(
         0, row, torch.arange(mesh.num_vertices), "amin"
     )
     faces = row[mesh.faces]
-    ranked = faces.sort(dim=1).values
+    used = int(mesh.faces.unique().numel())
+    best = None
+    for kept in _without_copies(faces):
+        if not bool(kept.any()):
+            continue
+        merged = Mesh(mesh.vertices[first], faces[kept])
+        turned = _turn(merged)
+        flipped = int((turned.faces != merged.faces).any(1).sum())
+        dropped = len(mesh.faces) - merged.num_faces
+        counts = (used - int(merged.faces.unique().numel()), dropped, flipped)
+        cut = cut_apart(turned.vertices, turned.faces)
+        if cut is not None:
+            apart = Mesh(turned.vertices[cut[1]], cut[0])
+            if apart.is_watertight:
+                return _Prepared(apart, first[cut[1]], True, *counts)
+        here = _Prepared(turned, first, False, *counts)
+        if best is None or _open_edges(turned) < _open_edges(best.mesh):
+            best = here
+    if best is None:
+        raise WatertightError("every face of the mesh is degenerate")
+    return best
+
+
+def _without_copies(faces: Tensor) -> list[Tensor]:
+    """Which faces are left, (F,) bool, by up to two rules, the better first.
+
+    None of a set of copies of which as many are turned one way as the other: folds, walls that two parts
+    share. And one of each set, whichever way they are turned.
+    """
+    ranked, place = faces.sort(dim=1)
     proper = (ranked[:, 0] != ranked[:, 1]) & (ranked[:, 1] != ranked[:, 2])
+    odd = (place[:, 0] > place[:, 1]) ^ (place[:, 1] > place[:, 2]) ^ (place[:, 0] > place[:, 2])
     number = torch.arange(len(faces))
     copies = _row_numbers(ranked)
     kept = proper & (
         torch.full_like(number, len(faces)).scatter_reduce(0, copies, number, "amin")[copies] == number
     )
-    used = int(mesh.faces.unique().numel())
-    merged_vertices = used - int(faces.unique().numel())
-    merged = Mesh(mesh.vertices[first], faces[kept])
-    if not merged.num_faces:
-        raise WatertightError("every face of the mesh is degenerate")
-    turned = _turn(merged)
-    flipped = int((turned.faces != merged.faces).any(1).sum())
-    # Parts that touch along an edge or at a vertex each take their own copy of it.
-    apart, origin = separate_parts(turned.faces, _components(turned.faces)[0])
-    separated = Mesh(turned.vertices[origin], apart)
-    closed = separated.is_watertight
-    dropped = len(mesh.faces) - merged.num_faces
-    result, origin = (separated, first[origin]) if closed else (turned, first)
-    return _Prepared(result, origin, closed, merged_vertices, dropped, flipped)
+    balance = torch.zeros_like(number).index_add_(0, copies, torch.where(odd, -1, 1))[copies]
+    if not bool((kept & (balance == 0)).any()):
+        return [kept]
+    return [kept & (balance != 0), kept]
 
 
 def _turn(mesh: Mesh) -> Mesh:
@@ -314,7 +334,8 @@ def watertight(
     The mesh is centered and scaled to [-1, 1]^3 first, and the result is brought back. Degenerate faces are
     dropped; parts are turned consistently and outwards, cavities inwards (see
     :func:`fastshape.geometry.orientation.oriented_faces`); where that does not close them, vertices at equal
-    positions become one and copies of faces are dropped. Then one of four methods applies:
+    positions become one, copies of faces and folds (two copies, back to back) are dropped, and solids that
+    touch along an edge are cut apart there. Then one of four methods applies:
 
     - "none": every part is closed, and no face lies inside the solid (of a single part at most a thousandth
       of the area does): the faces as they are, turned.
