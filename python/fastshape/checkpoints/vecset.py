@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from fastshape.checkpoints.reading import read_state
-from fastshape.models.pretrained import CheckpointError, compare_shapes
+from fastshape.models.pretrained import CheckpointError, CheckpointMetadata, compare_shapes
 from fastshape.models.vecset import VecSetConfig, VecSetVAE
 from fastshape.nn.embedding import sine_frequencies
 
-_BASIS = "point_embed.basis"
+BASIS = "point_embed.basis"
 
 # Official prefix -> ours; the first that matches is used.
 _MODULES = {
@@ -129,9 +129,7 @@ def load(
     """
     state, name = read_state(source)
     config = infer_config(state, name) if config is None else config
-    basis = state.pop(_BASIS, None)
-    if basis is not None and not torch.allclose(basis.float(), _official_basis(), rtol=1e-6, atol=0.0):
-        raise CheckpointError(f"{name}: {_BASIS} is not the published one (8 frequencies pi * 2^i per axis)")
+    require_basis(state.pop(BASIS, None), name)
     with torch.device("meta"):
         model = VecSetVAE(config)
     names = official_names(config)
@@ -139,8 +137,23 @@ def load(
     compare_shapes(expected, {key: tuple(value.shape) for key, value in state.items()}, name)
     model = model.to_empty(device="cpu")
     model.load_state_dict({ours: state[official].float() for ours, official in names.items()}, strict=True)
+    model.metadata = _metadata()
     return model.eval()
 
 
-def _official_basis() -> Tensor:
-    return torch.block_diag(*[sine_frequencies(8)[None]] * 3)
+def _metadata() -> CheckpointMetadata:
+    from fastshape.geometry import PrepareSpec
+
+    return CheckpointMetadata(
+        source="3DShape2VecSet (github.com/1zb/3DShape2VecSet)",
+        preparation=PrepareSpec.preset("vecset").to_dict(),
+    )
+
+
+def require_basis(basis: Tensor | None, source: str) -> None:
+    """CheckpointError unless the basis of a point embedding is the published one, or not there."""
+    published = torch.block_diag(*[sine_frequencies(8)[None]] * 3)
+    if basis is not None and (
+        basis.shape != published.shape or not torch.allclose(basis.float(), published, rtol=1e-6, atol=0.0)
+    ):
+        raise CheckpointError(f"{source}: {BASIS} is not the published one (8 frequencies pi * 2^i per axis)")

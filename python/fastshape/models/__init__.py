@@ -2,6 +2,7 @@
 
 from fastshape.models.dora import DoraConfig, DoraVAE
 from fastshape.models.field import FieldAutoencoder, FieldOutput
+from fastshape.models.lagem import LaGeM, LaGeMConfig
 from fastshape.models.pretrained import CheckpointError, CheckpointMetadata, PreparationWarning
 from fastshape.models.vecset import VecSetConfig, VecSetVAE
 
@@ -12,6 +13,8 @@ __all__ = [
     "DoraVAE",
     "FieldAutoencoder",
     "FieldOutput",
+    "LaGeM",
+    "LaGeMConfig",
     "PreparationWarning",
     "VecSetConfig",
     "VecSetVAE",

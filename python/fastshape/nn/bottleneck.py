@@ -36,7 +36,6 @@ class NormalizedBottleneck(nn.Module):
 
     def __init__(self, dim: int, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
         self.to_latent = nn.Linear(dim, latent_dim)
         self.gamma = nn.Parameter(torch.ones(latent_dim))
         self.beta = nn.Parameter(torch.zeros(latent_dim))
@@ -46,9 +45,10 @@ class NormalizedBottleneck(nn.Module):
         """x (B, M, dim) -> a point mass at (B, M, latent_dim)."""
         return Posterior(self.standardize(self.to_latent(x)))
 
-    def standardize(self, latents: Tensor) -> Tensor:
+    @staticmethod
+    def standardize(latents: Tensor) -> Tensor:
         """Mean 0 and variance 1 over the last dimension: (..., latent_dim) -> (..., latent_dim)."""
-        return F.layer_norm(latents, (self.latent_dim,), eps=1e-6)
+        return F.layer_norm(latents, latents.shape[-1:], eps=1e-6)
 
     def from_latent(self, latents: Tensor) -> Tensor:
         """latents (B, M, latent_dim) -> (B, M, dim)."""
