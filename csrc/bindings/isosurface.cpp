@@ -7,7 +7,9 @@
 #include "bindings/tensor.h"
 #include "isosurface/flood_fill.h"
 #include "isosurface/marching_cubes.h"
+#include "isosurface/marching_cubes_backward.h"
 #include "isosurface/marching_cubes_sparse.h"
+#include "isosurface/marching_cubes_sparse_backward.h"
 
 namespace py = pybind11;
 
@@ -211,6 +213,48 @@ void marching_cubes_fill(const Tensor& values, double level, const Tensor& works
   });
 }
 
+void require_backward(const Tensor& grad_vertices, const Tensor& values, const Tensor& source) {
+  require_output(values, "values", grad_vertices, "grad_vertices", {-1, 3}, "(V, 3)");
+  require(source, "source", {DType::int64}, {grad_vertices.size(0)}, "(V,)");
+  require_same_device(values, "values", source, "source");
+}
+
+void marching_cubes_backward(const Tensor& grad_vertices, const Tensor& values,
+                             const Tensor& source, double level, const Tensor& grad_values) {
+  require(values, "values", kFloats, {-1, -1, -1}, "(X, Y, Z)");
+  require_backward(grad_vertices, values, source);
+  require_output(values, "values", grad_values, "grad_values",
+                 {values.size(0), values.size(1), values.size(2)}, "(X, Y, Z)");
+  with_dtype(values, [&](auto zero) {
+    using T = decltype(zero);
+    const MarchingCubesBackward<T> task{
+        grad_vertices.data<T>(), source.data<int64_t>(), source.numel(),
+        values.data<T>(),        values.size(0),         values.size(1),
+        values.size(2),          static_cast<T>(level),  grad_values.data<T>()};
+    run(values, FASTSHAPE_CPU(cpu::marching_cubes_backward(task)),
+        FASTSHAPE_CUDA(cuda::marching_cubes_backward(task, stream)));
+  });
+}
+
+void marching_cubes_sparse_backward(const Tensor& grad_vertices, const Tensor& values,
+                                    const Tensor& source, double level,
+                                    const std::optional<Tensor>& workspace,
+                                    const Tensor& grad_values) {
+  require(values, "values", kFloats, {-1, 8}, "(N, 8)");
+  require_backward(grad_vertices, values, source);
+  require_output(values, "values", grad_values, "grad_values", {values.size(0), 8}, "(N, 8)");
+  [[maybe_unused]] const Workspace space = open_workspace(values, "values", workspace);
+  with_dtype(values, [&](auto zero) {
+    using T = decltype(zero);
+    const MarchingCubesSparseBackward<T> task{
+        grad_vertices.data<T>(), source.data<int64_t>(), source.numel(),       values.data<T>(),
+        values.size(0),          static_cast<T>(level),  grad_values.data<T>()};
+    run(values, FASTSHAPE_CPU(cpu::marching_cubes_sparse_backward(task)),
+        FASTSHAPE_CUDA(
+            cuda::marching_cubes_sparse_backward(task, space.data, space.bytes, stream)));
+  });
+}
+
 }  // namespace
 
 void bind_isosurface(py::module_& m) {
@@ -242,6 +286,13 @@ void bind_isosurface(py::module_& m) {
         py::arg("workspace"), py::arg("totals"));
   m.def("marching_cubes_fill", &marching_cubes_fill, py::arg("values"), py::arg("level"),
         py::arg("workspace"), py::arg("vertices"), py::arg("faces"), py::arg("source"));
+  m.def("marching_cubes_backward", &marching_cubes_backward, py::arg("grad_vertices"),
+        py::arg("values"), py::arg("source"), py::arg("level"), py::arg("grad_values"));
+  m.def("marching_cubes_sparse_backward", &marching_cubes_sparse_backward, py::arg("grad_vertices"),
+        py::arg("values"), py::arg("source"), py::arg("level"), py::arg("workspace"),
+        py::arg("grad_values"));
+  m.def("marching_cubes_sparse_backward_workspace_bytes",
+        FASTSHAPE_WORKSPACE(marching_cubes_sparse_backward), py::arg("num_cells"));
 }
 
 }  // namespace fastshape

@@ -138,3 +138,15 @@ def marching_cubes_count(values: Tensor, level: float, workspace: Tensor, totals
 def marching_cubes_fill(
     values: Tensor, level: float, workspace: Tensor, vertices: Tensor, faces: Tensor, source: Tensor
 ) -> None: ...
+def marching_cubes_backward(
+    grad_vertices: Tensor, values: Tensor, source: Tensor, level: float, grad_values: Tensor
+) -> None: ...
+def marching_cubes_sparse_backward(
+    grad_vertices: Tensor,
+    values: Tensor,
+    source: Tensor,
+    level: float,
+    workspace: Tensor | None,
+    grad_values: Tensor,
+) -> None: ...
+def marching_cubes_sparse_backward_workspace_bytes(num_cells: int) -> int: ...

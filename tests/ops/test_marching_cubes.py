@@ -97,15 +97,78 @@ def test_no_surface(backend, shape):
     assert faces.dtype == torch.int64
 
 
+# ---- Gradients ---------------------------------------------------------------------------------------------
+
+
+def test_gradcheck(backend):
+    values = backend.put(random_field(2, 3, 3, dtype=torch.float64))
+    testing.check_gradients(lambda v: ops.marching_cubes(v, level=0.1)[0], values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_against_the_reference(backend, dtype):
+    values = random_field(4, 5, 66, dtype=dtype)
+    weights = testing.random_points(len(ops.marching_cubes(values, level=0.1)[0])).to(dtype)
+    v = backend.put(values).requires_grad_()
+    (ops.marching_cubes(v, level=0.1)[0] * backend.put(weights)).sum().backward()
+    wide = values.double().requires_grad_()
+    (reference.marching_cubes(wide, level=0.1)[0] * weights).sum().backward()
+    testing.assert_gradients_match(v.grad, wide.grad, tolerance=1e-4 if dtype == torch.float32 else 1e-10)
+
+
+def test_gradients_are_equal_on_every_backend(backend):
+    values = random_field(5, 6, 70)
+    weights = testing.random_points(len(ops.marching_cubes(values)[0]))
+    _, _, source = isosurface._marching_cubes_op(values, 0.0)
+    result = isosurface._marching_cubes_backward_op(*backend.put(weights, values, source), 0.0).cpu()
+    # In the order of the vertices, as the CPU sums.
+    expected = torch.zeros(values.numel())
+    flat, axis = source // 3, source % 3
+    step = torch.tensor([values.shape[1] * values.shape[2], values.shape[2], 1])[axis]
+    a, b = values.flatten()[flat], values.flatten()[flat + step]
+    grad, t = weights.gather(1, axis[:, None])[:, 0], (0 - a) / (b - a)
+    for i in range(len(flat)):
+        expected[flat[i]] += grad[i] * ((t[i] - 1) / (b - a)[i])
+        expected[flat[i] + step[i]] += grad[i] * (-t[i] / (b - a)[i])
+    assert torch.equal(result.flatten(), expected)
+
+
+def test_gradient_where_a_value_is_not_finite(backend):
+    values = random_field(3, 3, 3)
+    values[2, 2, 2], values[1, 2, 3], values[3, 3, 3] = -torch.inf, torch.nan, torch.inf
+    v = backend.put(values).requires_grad_()
+    vertices, faces = ops.marching_cubes(v)
+    assert not faces.requires_grad
+    vertices.sum().backward()
+    assert v.grad.isfinite().all()
+    none = backend.put(torch.ones(3, 3, 3)).requires_grad_()
+    ops.marching_cubes(none)[0].sum().backward()
+    assert (none.grad == 0).all()
+
+
 # ---- The operator ------------------------------------------------------------------------------------------
 
 
 def test_operator(backend):
-    testing.check_operator(isosurface._marching_cubes_op, backend.put(random_field(3, 3, 3)), 0.0)
+    values = backend.put(random_field(3, 3, 3))
+    testing.check_operator(isosurface._marching_cubes_op, values, 0.0)
+    vertices, _, source = isosurface._marching_cubes_op(values, 0.0)
+    testing.check_operator(
+        isosurface._marching_cubes_backward_op, torch.ones_like(vertices), values, source, 0.0
+    )
 
 
 def test_compiles():
-    testing.check_compiles(lambda values: ops.marching_cubes(values, level=0.2), random_field(4, 4, 4))
+    values = random_field(4, 4, 4)
+    testing.check_compiles(lambda values: ops.marching_cubes(values, level=0.2), values)
+
+    def gradient(wrap):
+        v = values.clone().requires_grad_()
+        wrap(lambda v: ops.marching_cubes(v)[0].square().sum())(v).backward()
+        return v.grad
+
+    compiled = gradient(lambda f: torch.compile(f, fullgraph=True, backend="aot_eager"))
+    assert torch.equal(compiled, gradient(lambda f: f))
 
 
 def test_wrong_inputs(backend):

@@ -244,12 +244,68 @@ def test_many_cells_and_threads_agree():
             assert torch.equal(result[1], expected[1])
 
 
+# ---- Gradients ---------------------------------------------------------------------------------------------
+
+
+def test_gradient_summed_over_the_lattice_is_the_dense_one(backend):
+    """Whichever cells are there, and for the values themselves: the last cell of an edge has it all."""
+    field = random_field(4, 5, 4, dtype=torch.float64)
+    values, coords = cells_of(field)
+    weights = testing.random_points(len(ops.marching_cubes(field)[0]), dtype=torch.float64)
+    order = torch.randperm(len(values), generator=testing.generator(4))
+    v, c, w = backend.put(values[order].contiguous(), coords[order].contiguous(), weights)
+    v = v.requires_grad_()
+    (ops.marching_cubes_sparse(v, c)[0] * w).sum().backward()
+    points = coords[order].long()[:, None] + corner_offsets()
+    lattice = torch.zeros_like(field).index_put(tuple(points.view(-1, 3).T), v.grad.cpu().flatten(), True)
+    dense = field.clone().requires_grad_()
+    (ops.marching_cubes(dense)[0] * weights).sum().backward()
+    torch.testing.assert_close(lattice, dense.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_goes_to_the_owner(backend):
+    values, coords = cells_of(random_field(4, 4, 4, dtype=torch.float64))
+    kept = torch.rand(len(values), generator=testing.generator(5)) < 0.6
+    values, coords = values[kept].contiguous(), coords[kept].contiguous()
+
+    def gradient(extract, values, coords):
+        values = values.detach().requires_grad_()
+        vertices = extract(values, coords)[0]
+        weights = testing.random_points(len(vertices), dtype=torch.float64).to(vertices.device)
+        (vertices * weights).sum().backward()
+        return values.grad.cpu()
+
+    result = gradient(ops.marching_cubes_sparse, *backend.put(values, coords))
+    expected = gradient(reference.marching_cubes_sparse, values, coords)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_backward_in_the_order_of_the_vertices(backend):
+    values, coords = cells_of(random_field(5, 5, 5))
+    source = isosurface._marching_cubes_sparse_op(values, coords, 0.0)[2]
+    weights = testing.random_points(len(source))
+    result = isosurface._marching_cubes_sparse_backward_op(*backend.put(weights, values, source), 0.0)
+    expected = isosurface._marching_cubes_sparse_backward_op(weights, values, source, 0.0)
+    assert torch.equal(result.cpu(), expected)
+
+
+def test_no_gradient_without_a_surface(backend):
+    v = backend.put(torch.ones(5, 8)).requires_grad_()
+    c = backend.put(torch.zeros(5, 3, dtype=torch.int32))
+    ops.marching_cubes_sparse(v, c)[0].sum().backward()
+    assert (v.grad == 0).all()
+
+
 # ---- The operator ------------------------------------------------------------------------------------------
 
 
 def test_operator(backend):
     values, coords = backend.put(*cells_of(random_field(3, 3, 3)))
     testing.check_operator(isosurface._marching_cubes_sparse_op, values, coords, 0.0)
+    vertices, _, source = isosurface._marching_cubes_sparse_op(values, coords, 0.0)
+    testing.check_operator(
+        isosurface._marching_cubes_sparse_backward_op, torch.ones_like(vertices), values, source, 0.0
+    )
 
 
 def test_compiles():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,6 +119,35 @@ _marching_cubes_op = define(
 )
 
 
+def _marching_cubes_backward(grad_vertices: Tensor, values: Tensor, source: Tensor, level: float) -> Tensor:
+    grad_values = torch.empty_like(values)
+    backend().marching_cubes_backward(grad_vertices, values, source, level, grad_values)
+    return grad_values
+
+
+_marching_cubes_backward_op = define(
+    "marching_cubes_backward(Tensor grad_vertices, Tensor values, Tensor source, float level) -> Tensor",
+    implementation=_marching_cubes_backward,
+    fake=lambda grad_vertices, values, source, level: torch.empty_like(values),
+)
+
+
+class _MarchingCubes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        vertices, faces, source = _marching_cubes_op(values, level)
+        ctx.save_for_backward(values, source)
+        ctx.level = level
+        ctx.mark_non_differentiable(faces)
+        return vertices, faces
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_vertices: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        values, source = ctx.saved_tensors
+        return _marching_cubes_backward_op(grad_vertices.contiguous(), values, source, ctx.level), None
+
+
 def marching_cubes(values: Tensor, *, level: float = 0.0) -> tuple[Tensor, Tensor]:
     """The surface where a field that is sampled on a lattice crosses a level.
 
@@ -138,7 +168,9 @@ def marching_cubes(values: Tensor, *, level: float = 0.0) -> tuple[Tensor, Tenso
         TypeError: not a tensor, wrong dtype.
         ValueError: wrong shape, not contiguous.
 
-    Gradient: none yet.
+    Gradient: of ``vertices`` with respect to ``values``, once: a vertex moves along its edge with the values
+    at both ends, and grows without bound where they are nearly equal. Zero where one of them is not finite
+    and the vertex in the middle. None with respect to ``level``; none through which edges are crossed.
 
     Device: CPU and CUDA with equal results; one sync, as the sizes of the outputs depend on the values.
     Beside the outputs 24 bytes for 64 lattice points.
@@ -146,6 +178,8 @@ def marching_cubes(values: Tensor, *, level: float = 0.0) -> tuple[Tensor, Tenso
     Reference: Lorensen and Cline 1987; see :func:`marching_cubes_sparse`. Signs are kept as words of 64 bits,
     from which the places of all vertices follow.
     """
+    if torch.is_grad_enabled() and values.requires_grad:
+        return _MarchingCubes.apply(values, float(level))
     return _marching_cubes_op(values, float(level))[:2]
 
 
@@ -182,6 +216,43 @@ _marching_cubes_sparse_op = define(
 )
 
 
+def _marching_cubes_sparse_backward(
+    grad_vertices: Tensor, values: Tensor, source: Tensor, level: float
+) -> Tensor:
+    module, grad_values, workspace = backend(), torch.empty_like(values), None
+    if values.is_cuda or module.emulated:
+        workspace = _bytes(module.marching_cubes_sparse_backward_workspace_bytes(values.shape[0]), values)
+    module.marching_cubes_sparse_backward(grad_vertices, values, source, level, workspace, grad_values)
+    return grad_values
+
+
+_marching_cubes_sparse_backward_op = define(
+    "marching_cubes_sparse_backward(Tensor grad_vertices, Tensor values, Tensor source, float level)"
+    " -> Tensor",
+    implementation=_marching_cubes_sparse_backward,
+    fake=lambda grad_vertices, values, source, level: torch.empty_like(values),
+)
+
+
+class _MarchingCubesSparse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, coords: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        vertices, faces, source = _marching_cubes_sparse_op(values, coords, level)
+        ctx.save_for_backward(values, source)
+        ctx.level = level
+        ctx.mark_non_differentiable(faces)
+        return vertices, faces
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_vertices: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        values, source = ctx.saved_tensors
+        grad_values = _marching_cubes_sparse_backward_op(
+            grad_vertices.contiguous(), values, source, ctx.level
+        )
+        return grad_values, None, None
+
+
 def marching_cubes_sparse(values: Tensor, coords: Tensor, *, level: float = 0.0) -> tuple[Tensor, Tensor]:
     """The surface where a field that is sampled at the corners of some lattice cells crosses a level.
 
@@ -214,11 +285,15 @@ def marching_cubes_sparse(values: Tensor, coords: Tensor, *, level: float = 0.0)
         TypeError: not a tensor, wrong dtype.
         ValueError: wrong shape, another device, not contiguous, coordinates out of range.
 
-    Gradient: none yet.
+    Gradient: as that of :func:`marching_cubes`. All of a vertex's goes to the values of one cell, the last in
+    the order of (x, y, z) of those in the list that share its edge: scattered to the lattice, where cells
+    that share a point are summed, it is the gradient with respect to the lattice's values.
 
     Device: CPU and CUDA with equal results; one sync, as the sizes of the outputs depend on the values.
 
     Reference: Lorensen and Cline 1987. The cases are derived from the signs, see ``fastshape.reference``,
     with triangles whose inner edges lie in no face of a cell.
     """
+    if torch.is_grad_enabled() and values.requires_grad:
+        return _MarchingCubesSparse.apply(values, coords, float(level))
     return _marching_cubes_sparse_op(values, coords, float(level))[:2]

@@ -132,12 +132,12 @@ def marching_cubes_sparse(values: Tensor, coords: Tensor, level: float = 0.0) ->
     cell_key = coords.long() @ torch.tensor([1 << 40, 1 << 20, 1])
     for corner, axis in EDGES:
         a, b = values[:, corner], values[:, corner | 1 << axis]
-        t = ((level - a) / (b - a)).nan_to_num(nan=0.5)
+        crossing = inside[:, corner] != inside[:, corner | 1 << axis]
+        t = ((level - a) / torch.where(crossing, b - a, 1)).nan_to_num(nan=0.5)
         point = coords.long() + torch.tensor([corner & 1, corner >> 1 & 1, corner >> 2 & 1])
         direction = torch.eye(3, dtype=values.dtype)[axis]
         positions.append(point.to(values.dtype) + t[:, None] * direction)
         keys.append((point @ torch.tensor([1 << 40, 1 << 20, 1])) * 4 + axis)
-        crossing = inside[:, corner] != inside[:, corner | 1 << axis]
         owners.append(torch.where(crossing, cell_key, -1))
     key, owner = torch.stack(keys, 1), torch.stack(owners, 1)  # (N, 12)
     slots = (owner >= 0).flatten().nonzero()[:, 0]
