@@ -3,6 +3,7 @@
 #include "bindings/arguments.h"
 #include "bindings/run.h"
 #include "bindings/tensor.h"
+#include "core/equal_rows.h"
 #include "geometry/build_bvh.h"
 #include "geometry/bvh_moments.h"
 #include "geometry/cast_rays.h"
@@ -52,6 +53,43 @@ BvhView<T> view_bvh(const Tensor& boxes, const Tensor& first_child, const Tensor
   return {boxes.data<T>(),     first_child.data<int32_t>(),
           triangles.data<T>(), face_index.data<int32_t>(),
           boxes.size(0),       triangles.size(0)};
+}
+
+// Host code that reading files needs; it runs in the emulated build as it does here.
+void require_host(const Tensor& tensor, const char* name) {
+  FASTSHAPE_CHECK_VALUE(tensor.device() == Device::cpu, "`", name, "` must be on the CPU, got ",
+                        tensor.device_text());
+}
+
+void first_equal_rows(const Tensor& rows, const Tensor& first) {
+  require(rows, "rows", {DType::int32}, {-1, -1}, "(N, C)");
+  require(first, "first", {DType::int64}, {rows.size(0)}, "(N,)");
+  require_host(rows, "rows");
+  require_host(first, "first");
+  FASTSHAPE_CHECK_VALUE(rows.size(0) < (int64_t{1} << 32) - 1,
+                        "`rows` must have fewer than 2^32 - 1 rows, got ", rows.size(0));
+  FASTSHAPE_CHECK_VALUE(rows.size(1) >= 1 && rows.size(1) <= 64,
+                        "`rows` must have 1 to 64 columns, got ", rows.size(1));
+  GilRelease release;
+  cpu::first_equal_rows(rows.data<uint32_t>(), rows.size(0), static_cast<int>(rows.size(1)),
+                              first.data<int64_t>());
+}
+
+py::tuple count_edges(const Tensor& faces, int64_t num_vertices) {
+  require(faces, "faces", {DType::int32}, {-1, 3}, "(F, 3)");
+  require_host(faces, "faces");
+  FASTSHAPE_CHECK_VALUE(num_vertices >= 0 && num_vertices <= int64_t{1} << 31,
+                        "`num_vertices` must lie in 0 to 2^31, got ", num_vertices);
+  cpu::EdgeCounts counts;
+  {
+    GilRelease release;
+    const int32_t* corner = faces.data<int32_t>();
+    for (int64_t i = 0; i < faces.numel(); ++i)
+      FASTSHAPE_CHECK_VALUE(corner[i] >= 0 && corner[i] < num_vertices, "`faces` has the vertex ",
+                            corner[i], ", expected 0 to ", num_vertices - 1);
+    counts = cpu::count_edges(corner, faces.size(0), num_vertices);
+  }
+  return py::make_tuple(counts.open, counts.crowded, counts.contrary);
 }
 
 void build_bvh(const Tensor& vertices, const Tensor& faces, bool hilbert_order,
@@ -226,6 +264,8 @@ void ray_parity(const Tensor& points, const Tensor& directions, const Tensor& bo
 }  // namespace
 
 void bind_geometry(py::module_& m) {
+  m.def("first_equal_rows", &first_equal_rows, py::arg("rows"), py::arg("first"));
+  m.def("count_edges", &count_edges, py::arg("faces"), py::arg("num_vertices"));
   m.def("build_bvh", &build_bvh, py::arg("vertices"), py::arg("faces"), py::arg("hilbert_order"),
         py::arg("workspace"), py::arg("boxes"), py::arg("first_child"), py::arg("triangles"),
         py::arg("face_index"));

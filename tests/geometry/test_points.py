@@ -87,6 +87,8 @@ def test_further_columns(tmp_path: Path) -> None:
         read = load_points(write(tmp_path, "a.xyz", rows(points, first, second)))
         np.testing.assert_allclose(read.normals, normals)
         assert f"columns {kept} taken as normals" in read.notes[0]
+    opacity = load_points(write(tmp_path, "a.xyz", rows(points, normals, colors, colors[:, :1])))
+    np.testing.assert_allclose(opacity.normals, normals)
     refused(write(tmp_path, "a.xyz", rows(points, normals, normals)), "got 9 columns")
     refused(write(tmp_path, "a.xyz", rows(points, normals[:, :2])), "got 5 columns")
     intensity = load_points(write(tmp_path, "a.pts", "50\n" + rows(points, colors[:, :1], colors)))
@@ -190,6 +192,7 @@ REFUSED = {
     "short row": ("a.xyz", "0 0 0\n1 1\n", "line 2: expected 3 numbers as in the first row, got '1 1'"),
     "long row": ("a.xyz", "0 0 0\n1 1 1 1\n", "line 2: expected 3 numbers as in the first row"),
     "two columns": ("a.txt", "0 0\n1 1\n", "line 1: expected at least three numbers"),
+    "labels": ("a.txt", "5\n7\n5\n", "line 2: expected at least three numbers, got '7'"),
     "count": ("a.pts", "3\n0 0 0\n1 1 1\n", "2 points read, line 1 says 3"),
     "binary": ("a.xyz", bytes(100), "expected rows of numbers, got binary data"),
     "mesh ply": ("a.ply", ply(TRIANGLE, [(0, 1, 2)]), "a mesh of 1 faces; read it with geometry.load"),

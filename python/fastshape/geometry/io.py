@@ -101,9 +101,9 @@ def _judge(path: Path, raw: RawMesh, drop_invalid: bool, max_faces: int | None) 
         raise MeshError(path, f"face {face} has the vertex index {indices[wrong]}, expected 0 to {count - 1}")
     indices = indices.astype(np.int32 if count <= np.iinfo(np.int32).max else np.int64, copy=False)
 
-    finite = np.isfinite(vertices).all(1)
     keep = None if int(sizes.min()) >= 3 else sizes >= 3
-    if not finite.all() and not finite[indices].all():
+    finite = _finite_rows(vertices)
+    if finite is not None and not finite[indices].all():
         owner = np.repeat(np.arange(len(sizes)), sizes)
         bad = np.unique(owner[~finite[indices]])
         what = f"{int((~finite[np.unique(indices)]).sum())} vertices of {len(bad)} faces are NaN or infinite"
@@ -142,14 +142,22 @@ def _judge(path: Path, raw: RawMesh, drop_invalid: bool, max_faces: int | None) 
     if num_used + merged < count:
         notes.append(f"{count - merged - num_used} unused vertices dropped")
     if num_used < count:
-        faces = (np.cumsum(used, dtype=faces.dtype) - 1)[faces]
-        vertices = vertices[used]
+        renumbered = np.cumsum(used, dtype=faces.dtype)
+        renumbered -= 1
+        faces, vertices = renumbered[faces], vertices[used]
     vertices = vertices.astype(np.float64)
 
     if not len(faces) or not _has_area(vertices, faces):
         raise MeshError(path, "no surface area: all triangles are points or lines")
     notes += _state(vertices, faces)
     return Mesh(torch.from_numpy(vertices), torch.from_numpy(faces.astype(np.int64)), tuple(notes))
+
+
+def _finite_rows(vertices: np.ndarray) -> np.ndarray | None:
+    """Which rows are finite; None if all are."""
+    if not len(vertices) or (np.isfinite(vertices.min()) and np.isfinite(vertices.max())):
+        return None
+    return np.isfinite(vertices).all(1)
 
 
 def _used(count: int, faces: np.ndarray) -> np.ndarray:
@@ -176,7 +184,7 @@ def _weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, int]:
 
 def _state(vertices: np.ndarray, faces: np.ndarray) -> list[str]:
     """What stays as it is and may surprise: open and crowded edges, faces that are turned differently."""
-    notes, edges = [], count_edges(faces)
+    notes, edges = [], count_edges(faces, len(vertices))
     if edges.open:
         notes.append(f"{edges.open} edges of one face only: the surface is open")
     if edges.crowded:

@@ -49,8 +49,9 @@ class Mesh:
             count = int((~torch.isfinite(self.vertices)).any(1).sum())
             raise ValueError(f"`vertices` has {count} rows that are not finite")
         if self.faces.numel():
-            wrong = ((self.faces < 0) | (self.faces >= len(self.vertices))).any(1)
-            if bool(wrong.any()):
+            low, high = self.faces.aminmax()
+            if int(low) < 0 or int(high) >= len(self.vertices):
+                wrong = ((self.faces < 0) | (self.faces >= len(self.vertices))).any(1)
                 face = int(wrong.nonzero()[0])
                 raise ValueError(
                     f"face {face} is {self.faces[face].tolist()}, but there are {len(self.vertices)} vertices"

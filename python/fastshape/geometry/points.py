@@ -313,10 +313,10 @@ def _read_text(path: Path, data: bytes) -> _Raw:
     if re.fullmatch(rb"\d+", rows[0][1]):
         declared = int(rows[0][1])
         rows.pop(0)
-    rows = [(number, _without_commas(path, number, line)) for number, line in rows]
-    if declared is not None and declared != len(rows):
-        raise MeshError(path, f"{len(rows)} points read, line 1 says {declared}")
-    return _of_columns(path, _table(path, rows, same=True))
+    table = _table(path, [(n, _without_commas(path, n, line)) for n, line in rows], same=True)
+    if declared is not None and declared != len(table):
+        raise MeshError(path, f"{len(table)} points read, line 1 says {declared}")
+    return _of_columns(path, table)
 
 
 def _without_commas(path: Path, number: int, line: bytes) -> bytes:
@@ -347,8 +347,8 @@ def _table(path: Path, rows: list[tuple[int, bytes]], same: bool = False) -> np.
 
 
 def _of_columns(path: Path, table: np.ndarray) -> _Raw:
-    """Points, and normals where further columns are such: of six columns the last three, of nine columns
-    those three that are no colors."""
+    """Points, and normals where further columns are such: of six columns the last three, of nine or ten
+    columns (with an opacity) those three that are no colors."""
     columns = table.shape[1]
     if columns == 3:
         return _Raw(table)
@@ -356,7 +356,7 @@ def _of_columns(path: Path, table: np.ndarray) -> _Raw:
         return _Raw(table[:, :3], table[:, 3:], named=False)
     if columns in (4, 7):  # intensity; intensity and color
         return _Raw(table[:, :3], notes=[f"column{'s' if columns > 4 else ''} from the fourth on left out"])
-    if columns == 9:
+    if columns in (9, 10):
         colors = [_look_like_colors(table[:, at : at + 3]) for at in (3, 6)]
         if colors[0] != colors[1]:
             at = 6 if colors[0] else 3
