@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -254,3 +257,34 @@ def test_the_bytes_of_a_file_do_not_depend_on_the_order(tmp_path) -> None:
     )
     with pytest.raises(TypeError, match=r"`a` has dtype torch\.complex64"):
         safetensors_bytes({"a": torch.zeros(1, dtype=torch.complex64)})
+
+
+_HASHES = """
+import hashlib, json
+from fastshape import geometry
+from fastshape.geometry import PrepareSpec, shapes
+from fastshape.models.pretrained import safetensors_bytes
+for mesh in (shapes.gear(), shapes.half_pipe()):
+    for preset in ("dora", "lagem"):
+        spec = PrepareSpec.preset(
+            preset, num_surface=2000, oversample=4000, num_sharp=1000, num_volume=3000, num_near=3000,
+            num_sharp_near=2000, sharp_sigmas=(0.005, 0.05), resolution=48,
+        )
+        prepared = geometry.prepare(mesh, spec)
+        print(hashlib.sha256(safetensors_bytes(prepared, prepared.metadata)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_bytes_do_not_depend_on_the_processor() -> None:
+    """As far as one machine can tell: torch without its vector code, ours without vector instructions."""
+    found = set()
+    for capability, ours in (("default", "portable"), ("avx2", "portable"), ("avx512", "")):
+        code = f"from fastshape import _C\n_C.set_instruction_set({ours!r})\n{_HASHES}" if ours else _HASHES
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        found.add(result.stdout)
+        assert len(result.stdout.split()) == 4
+    assert len(found) == 1

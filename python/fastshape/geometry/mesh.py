@@ -83,7 +83,10 @@ class Mesh:
     @cached_property
     def _face_cross(self) -> Tensor:
         corners = self.triangles.double()
-        return torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+        # Not by torch.linalg.cross, which rounds differently on different processors.
+        turned = a.roll(-1, 1) * b.roll(-2, 1)
+        return turned.sub_(a.roll(-2, 1) * b.roll(-1, 1))
 
     @cached_property
     def face_areas(self) -> Tensor:

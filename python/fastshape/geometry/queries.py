@@ -355,11 +355,12 @@ def _around(
     points: Tensor, count: int, sigmas: Sequence[float], truncation: float | None, generator: Generator | None
 ) -> Tensor:
     """`count` points: all of `points` moved by the first sigma, then by the second, and so on."""
-    noise = torch.randn(len(points) * len(sigmas), 3, generator=generator)
-    noise *= torch.tensor(list(sigmas)).repeat_interleave(len(points))[:, None]
+    # In double: torch draws single normal numbers in another way on each kind of processor.
+    noise = torch.randn(len(sigmas), len(points), 3, generator=generator, dtype=torch.float64)
+    noise *= torch.tensor(list(sigmas), dtype=torch.float64)[:, None, None]
     if truncation is not None:
         noise.clamp_(-truncation, truncation)
-    return (points.repeat(len(sigmas), 1) + noise)[:count]
+    return (points + noise.float()).reshape(-1, 3)[:count]
 
 
 # ---- Balanced draws ----------------------------------------------------------------------------------------

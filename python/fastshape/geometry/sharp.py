@@ -251,7 +251,10 @@ def sample_sharp_edges(
             weights = _curvature(mesh, all_edges.pick(~sharp))
         drawn = sample_faces(mesh, weights, num_samples - count, generator)
         parts.append((drawn.points.double(), drawn.normals.double()))
-    points, normals = (torch.cat([torch.zeros(0, 3), *(part[i].float() for part in parts)]) for i in (0, 1))
+    points = torch.cat([torch.zeros(0, 3), *(part[0].float() for part in parts)])
+    # What should be zero is zero on every processor, whatever its last bits.
+    normals = torch.cat([torch.zeros(0, 3), *((part[1] * 2**40).round().float() / 2**40 for part in parts)])
+    normals += 0.0  # -0 too
     return SharpSamples(points, normals, num_edges, num_vertices, num_samples - count)
 
 
