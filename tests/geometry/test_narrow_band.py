@@ -5,7 +5,15 @@ import torch
 
 from fastshape import ops, testing
 from fastshape.geometry import Mesh, shapes
-from fastshape.geometry.narrow_band import Lattice, crossed_cells, find, follow, narrow_band
+from fastshape.geometry.narrow_band import (
+    Lattice,
+    crossed_cells,
+    far_from_inside,
+    find,
+    follow,
+    grow,
+    narrow_band,
+)
 from fastshape.reference import mesh as reference
 
 
@@ -114,3 +122,35 @@ def test_follow_leaves_a_finished_surface_alone():
     result = follow(lattice, indices, values, 0.0, field, most=0)
     assert torch.equal(result[0], indices)
     assert torch.equal(result[1], values)
+
+
+def test_far_from_inside():
+    """Every outside point beside a ball has an inside one near it; beside a sheet none has."""
+    lattice = Lattice(32)
+    vertices, faces = testing.icosphere(3, 0.6)
+    for scale, expected in ((1.0, False), (1e-3, True)):
+        bvh = ops.build_bvh((vertices * torch.tensor([1, 1, scale])).float(), faces)
+        indices, distance = narrow_band(lattice, bvh, 1.8 * lattice.cell)
+        winding = ops.winding_number(lattice.points(indices), bvh)
+        inside = (winding > 0.5) & (not expected)  # a lattice plane lies in the sheet
+        candidates = (~inside & (distance < 0.95 * lattice.cell)).nonzero().flatten()
+        result = far_from_inside(lattice, indices, inside, candidates, bvh)
+        assert len(result) == len(candidates) > 100
+        assert bool(result.all() if expected else not result.any())
+
+
+def test_grow():
+    lattice = Lattice(8)
+    every = everything(lattice)
+    coords = lattice.coords(every)
+    chosen = every == int(lattice.flat(torch.tensor([[4, 4, 4]])))
+    within = coords[:, 0] >= 4
+    within[::5] = False
+    indices = every[within | chosen]
+    rows = indices
+    result = grow(lattice, indices, chosen[rows], within[rows], rounds=1)
+    expected = chosen | (within & ((coords - 4).abs().amax(1) <= 1))
+    assert torch.equal(result, expected[rows])
+    twice = grow(lattice, indices, chosen[rows], within[rows], rounds=2)
+    assert torch.equal(twice, grow(lattice, indices, result, within[rows], rounds=1))
+    assert not grow(lattice, indices, chosen[rows] & False, within[rows], rounds=3).any()

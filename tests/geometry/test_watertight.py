@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def assert_covered(mesh, result, tolerance):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("method", ["auto", "shell"])
+@pytest.mark.parametrize("method", ["auto", "shell", "winding"])
 def test_closed_and_nothing_lost(name, method):
     mesh = SHAPES[name]()
     resolution = 64
@@ -171,8 +172,8 @@ def test_closed_and_nothing_lost(name, method):
         ("holes", "winding", 1, 0),
         ("half_pipe", "shell", 1, 0),
         ("open_box", "shell", 1, 0),
-        ("open_thin_plate", "shell", 1, 0),
-        ("open_far_part", "shell", 3, 0),
+        ("open_thin_plate", "winding", 1, 0),
+        ("open_far_part", "winding", 3, 0),
         ("plate_without_top", "shell", 1, 0),
         ("sheets", "shell", 6, 0),
         ("moebius", "shell", 1, 0),
@@ -256,15 +257,42 @@ def test_winding_beyond_the_border_is_outside():
     assert result.is_watertight
 
 
-def test_winding_keeps_cavities_and_thin_parts_that_it_would_lose_make_a_shell():
+def test_winding_keeps_cavities():
     hollow = without_faces(Mesh.join([ball(1), ball(0.6).flip()]), 40, 41)
     result, report = watertight(hollow, resolution=64)
     assert (report.method, report.parts_out, report.cavities_out) == ("winding", 1, 1)
     assert result.volume == pytest.approx(ball(1).volume - ball(0.6).volume, rel=0.02)
-    lost = watertight(SHAPES["open_far_part"](), resolution=64, method="winding").report
-    assert lost.lost_parts == 1
-    shell = watertight(SHAPES["open_far_part"](), resolution=64).report
-    assert any("would lose 1 part" in reason for reason in shell.why)
+
+
+def test_winding_thickens_thin_parts_and_nothing_else():
+    sheet = tilted(box((-0.95, -0.95, -1e-3), (0.95, 0.95, 1e-3)))
+    solid = without_faces(box((-1, -1, -0.5), (1, -0.6, 0.5)), 0, 1)
+    mesh = Mesh.join([sheet, Mesh(solid.vertices - torch.tensor([0, 0.9, 0.0]), solid.faces)])
+    result, report = watertight(mesh, resolution=96, method="winding")
+    assert 0.3 < report.thickened < 0.95
+    assert (report.parts_out, report.cavities_out) == (2, 0)
+    part, count = parts.connected_parts(result.faces, result.num_vertices)
+    volumes = parts.part_volumes(result, part, count).sort().values
+    assert float(volumes[1]) == pytest.approx(0.8, rel=0.02)
+    side = 1.9 + 2 * report.epsilon
+    assert float(volumes[0]) == pytest.approx(side**2 * 2 * (report.epsilon + 1e-3), rel=0.05)
+
+
+def test_what_winding_cannot_give_becomes_a_shell(monkeypatch):
+    module = sys.modules["fastshape.geometry.watertight"]
+    mesh = SHAPES["holes"]()
+    monkeypatch.setattr(module, "follow", lambda *arguments, **options: None)
+    report = watertight(mesh, resolution=32).report
+    assert report.method == "shell"
+    assert "winding: leads too far away from the mesh" in report.why
+    with pytest.raises(WatertightError, match="leads too far away"):
+        watertight(mesh, resolution=32, method="winding")
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "grow", lambda lattice, indices, chosen, within, rounds: chosen & False)
+    report = watertight(SHAPES["open_far_part"](), resolution=64).report
+    assert report.method == "shell"
+    assert any("would lose 1 part" in reason for reason in report.why)
+    assert report.lost == 0
 
 
 def test_union_of_boxes_is_exact():
@@ -303,7 +331,7 @@ def test_a_cavity_belongs_to_the_smallest_part_that_holds_it():
 
 
 def test_without_manifold3d_the_winding_number_takes_over(monkeypatch):
-    module = __import__("sys").modules["fastshape.geometry.watertight"]
+    module = sys.modules["fastshape.geometry.watertight"]
     monkeypatch.setattr(module, "has_manifold3d", lambda: False)
     mesh = SHAPES["overlapping"]()
     expected = parts.union(mesh).volume
@@ -475,8 +503,6 @@ def test_wrong_input():
         watertight(Mesh(torch.tensor([[0.0, 0, 0], [1, 0, 0], [2, 0, 0]]), torch.tensor([[0, 1, 2]])))
     with pytest.raises(WatertightError, match="open edges"):
         watertight(open_box(), method="union")
-    with pytest.raises(WatertightError, match="finds no surface"):
-        watertight(SHAPES["triangle"](), resolution=16, method="winding")
 
 
 @pytest.mark.slow

@@ -123,6 +123,60 @@ def find(indices: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return at, indices[at] == wanted
 
 
+def far_from_inside(
+    lattice: Lattice, indices: Tensor, inside: Tensor, candidates: Tensor, bvh: ops.Bvh
+) -> Tensor:
+    """Which points stand beside a place of the mesh that has no inside point within 1.8 cells.
+
+    Behind a flat face there always is one, at most 0.8 + sqrt(3) / 2 cells away; behind the faces of a part
+    that is thinner than about a cell there may be none.
+
+    Args:
+        lattice: whose points.
+        indices: flat indices (N,), ascending: all points within 1.7 cells of the mesh.
+        inside: (N,) bool.
+        candidates: (M,) rows of ``indices``, of outside points.
+        bvh: of the mesh, in float32.
+
+    Returns:
+        (M,) bool.
+    """
+    solid = indices[inside]
+    result = torch.zeros(len(candidates), dtype=torch.bool)
+    cube = torch.cartesian_prod(*[torch.arange(-1, 3)] * 3)
+    for begin in range(0, len(candidates), _CHUNK):
+        points = lattice.points(indices[candidates[begin : begin + _CHUNK]])
+        places = ops.closest_point(points, bvh).point
+        inwards = torch.nn.functional.normalize(places - points, dim=1)
+        place = (places.double() + lattice.bound) / lattice.cell + lattice.margin
+        # The middle of what half a ball holds is the best guess; then everything that is near enough.
+        guess = (place + 0.8 * inwards).round().long()
+        open_rows = (~find(solid, lattice.flat(guess))[1]).nonzero().flatten()
+        for some in open_rows.split(_CHUNK // 64):
+            around = place[some].floor().long()[:, None] + cube
+            near = (around - place[some][:, None]).square().sum(2) <= 1.8**2
+            found = find(solid, lattice.flat(around.view(-1, 3)))[1].view(near.shape)
+            result[begin + some] = ~(found & near).any(1)
+    return result
+
+
+def grow(lattice: Lattice, indices: Tensor, chosen: Tensor, within: Tensor, rounds: int) -> Tensor:
+    """The chosen points (N,) bool, and those of ``within`` that a few king's moves lead to from them."""
+    chosen = chosen.clone()
+    frontier = chosen.nonzero().flatten()
+    moves = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
+    steps = ((moves[:, 0] * lattice.count + moves[:, 1]) * lattice.count + moves[:, 2]).tolist()
+    for _ in range(rounds):
+        reached = [frontier[:0]]
+        for step in steps:
+            at, found = find(indices, indices[frontier] + step)
+            at = at[found & within[at] & ~chosen[at]]
+            chosen[at] = True
+            reached.append(at)
+        frontier = torch.cat(reached)
+    return chosen
+
+
 def crossed_cells(lattice: Lattice, indices: Tensor, values: Tensor, level: float) -> tuple[Tensor, Tensor]:
     """The cells with all eight corners in a list of points, some below the level and some not.
 

@@ -15,7 +15,15 @@ from torch import Tensor
 from fastshape import ops
 from fastshape.geometry.distance import DistanceField
 from fastshape.geometry.mesh import Mesh, Normalization, normalize
-from fastshape.geometry.narrow_band import Lattice, crossed_cells, follow, narrow_band
+from fastshape.geometry.narrow_band import (
+    Lattice,
+    crossed_cells,
+    far_from_inside,
+    find,
+    follow,
+    grow,
+    narrow_band,
+)
 from fastshape.geometry.orientation import _row_numbers, oriented_faces
 from fastshape.geometry.sampling import sample_surface
 from fastshape.geometry.union import (
@@ -50,7 +58,8 @@ class WatertightReport:
         why: the rules that led there, in words, in order.
         resolution: cells along [-1.05, 1.05], None where no lattice was used.
         cell: side of a cell, None without a lattice.
-        epsilon: thickness added on every side; 0 but for "shell".
+        epsilon: thickness added on every side, by "shell" everywhere, by "winding" where it had to; else 0.
+        thickened: share of the surface, measured by lattice points beside it, that became thicker.
         merged_vertices: vertices at equal positions that became one.
         dropped_faces: degenerate faces, and copies of others.
         flipped_faces: faces that had to be turned over.
@@ -65,8 +74,8 @@ class WatertightReport:
             input is closed or the method was given.
         largest_distance: from the samples of the input that are not enclosed to the result.
         enclosed: share of the samples that lie deep inside the result: inner walls, swallowed parts.
-        lost: share of the samples that lie outside the result and farther from it than ``epsilon`` and 1.5
-            cells (after a union: than 1e-4 in [-1, 1]^3).
+        lost: share of the samples that lie outside the result and farther from it than the shell's epsilon
+            and a cell (after a union: than 1e-4 in [-1, 1]^3).
         lost_parts: parts of the input that have lost more than half of their samples.
         closed: the result's ``is_watertight``; None where ``check`` was off.
         seconds: wall time of each stage.
@@ -77,6 +86,7 @@ class WatertightReport:
     resolution: int | None
     cell: float | None
     epsilon: float
+    thickened: float
     merged_vertices: int
     dropped_faces: int
     flipped_faces: int
@@ -291,10 +301,15 @@ def _shell(mesh: Mesh, resolution: int, epsilon: float, clock: _Clock) -> Mesh:
     return _marched(lattice, indices, values, 0.0, clock)
 
 
-def _winding(mesh: Mesh, resolution: int, clock: _Clock) -> Mesh | None:
-    """Where the winding number passes 1/2; None where that leads too far away from the mesh."""
+def _winding(mesh: Mesh, resolution: int, epsilon: float, clock: _Clock) -> tuple[Mesh, float] | None:
+    """Where the winding number passes 1/2, and ``epsilon`` around what is too thin for the lattice.
+
+    Returns:
+        The surface, and the share of the outside points within ``epsilon`` that became solid; None where the
+        surface leads too far away from the mesh.
+    """
     cell = 2.1 / resolution
-    reach = math.sqrt(3) * cell * 1.001
+    reach = max(math.sqrt(3) * cell, epsilon + cell) * 1.001
     lattice = _lattice(resolution, reach + cell)
     with clock("band"):
         bvh = ops.build_bvh(mesh.vertices.float(), mesh.faces)
@@ -315,10 +330,25 @@ def _winding(mesh: Mesh, resolution: int, clock: _Clock) -> Mesh | None:
         values = torch.cat(
             [signed(i, d) for i, d in zip(indices.split(1 << 20), distance.split(1 << 20), strict=True)]
         )
+    with clock("thin"):
+        near = (values >= 0) & (distance < epsilon)
+        rows = near.nonzero().flatten()
+        thin = torch.zeros_like(near)
+        thin[rows] = far_from_inside(lattice, indices, values < 0, rows, bvh)
+        thin = grow(lattice, indices, thin, near, rounds=3)  # until it overlaps with what has an inside
+        rows, n = thin.nonzero().flatten(), lattice.count
+        for step in (1, -1, n, -n, n * n, -n * n):
+            at, found = find(indices, indices[rows] + step)
+            at = at[found]
+            at = at[(values[at] >= 0) & (distance[at] >= epsilon)]
+            values[at] = (distance[at] - epsilon).clamp_min(1e-3 * cell)
+        values[thin] = distance[thin] - epsilon
+        thickened = float(thin.sum()) / max(1, int(near.sum()))
+    with clock("sign"):
         followed = follow(lattice, indices, values, 0.0, film, most=4 * len(indices) + 4096)
     if followed is None:
         return None
-    return _marched(lattice, *followed, 0.0, clock)
+    return _marched(lattice, *followed, 0.0, clock), thickened
 
 
 def watertight(
@@ -343,8 +373,9 @@ def watertight(
       faces stay as they are. A cavity stays a cavity of the smallest part that holds it; a solid inside a
       solid disappears in it.
     - "winding": the surface where the winding number passes 1/2, on a lattice of ``resolution`` cells along
-      [-1.05, 1.05]. Nothing becomes thicker, holes are closed by a film, cavities stay; what is thinner than
-      about a cell may be lost, edges are beveled within a cell.
+      [-1.05, 1.05]. Holes are closed by a film, cavities stay, edges are beveled within a cell, and nothing
+      becomes thicker but places where the lattice finds no inside, of parts thinner than about a cell: there
+      all points within ``epsilon`` are solid.
     - "shell": the outer surface of all points within ``epsilon`` of the mesh: open sheets become slabs of
       thickness 2 ``epsilon``, whatever is enclosed becomes solid, holes narrower than 2 ``epsilon`` close.
       Closed shapes grow by ``epsilon`` on every side (so does what a VAE sees that is trained on such
@@ -353,14 +384,14 @@ def watertight(
     "auto" takes the first that applies: "none"; "union", unless there is one part only, or manifold3d is not
     installed, refuses a part or leaves an overlap; "winding", if the parts are closed, or the sign is in
     doubt for at most 1 % of the queries (see :func:`fastshape.geometry.signed_distance`) and the film stays
-    small; "shell". "winding" gives way to "shell" also where the result would lose a part or a thousandth of
-    the surface, or fall into more pieces than the input has.
+    small; "shell". "winding" gives way to "shell" also where a sample of the input would lie farther outside
+    the result than ``epsilon`` and a cell, or where it falls into more pieces than the input has.
 
     Args:
         mesh: any mesh with a surface area.
         resolution: R, cells along [-1.05, 1.05]; time and memory grow with its square. At least 8.
         method: "auto", or one of the methods, whatever comes of it.
-        epsilon: of the shell, in [-1, 1]^3; None is 2 / R, and more than 1.05 / R it must be, or the shell
+        epsilon: see above, in [-1, 1]^3; None is 2 / R, and more than 1.05 / R it must be, or the shell
             would leak.
         check: verify the result: whether it is closed, and how far samples of the input lie from it. "auto"
             needs that for "winding" in any case.
@@ -411,6 +442,7 @@ class _Run:
     why: list[str] = field(default_factory=list)
     overlap: float | None = None
     doubt: float | None = None
+    thickened: float = 0.0
 
     def run(self, method: Method) -> Watertight:
         if method == "union":
@@ -423,12 +455,9 @@ class _Run:
                 raise WatertightError(f'"union": {error}') from error
             return self.finish("union", merged)
         if method == "winding":
-            found = _winding(self.prepared.mesh, self.resolution, self.clock)
-            if found is None or not found.num_faces:
-                raise WatertightError(
-                    f'"winding" finds no surface at resolution {self.resolution}: all parts are thinner than '
-                    'a cell, or the holes are too large. Try "shell"'
-                )
+            found = self.winding()
+            if found is None:
+                raise WatertightError('"winding" leads too far away from the mesh: try "shell"')
             return self.finish("winding", found)
         if method == "shell":
             return self.shell()
@@ -459,13 +488,13 @@ class _Run:
                 self.why.append(f"{said}, more than {MOST_DOUBT}")
                 return self.shell()
             self.why.append(f"{said}, at most {MOST_DOUBT}")
-        found = _winding(mesh, self.resolution, self.clock)
-        if found is None or not found.num_faces:
-            self.why.append("winding: no surface, or one that leads too far from the mesh")
+        found = self.winding()
+        if found is None:
+            self.why.append("winding: leads too far away from the mesh")
             return self.shell()
         with self.clock("check"):
-            covered = _coverage(mesh, found, 1.5 * self.cell)
-        if covered.lost_parts or covered.lost > 1e-3:
+            covered = _coverage(mesh, found, self.epsilon + self.cell)
+        if covered.lost:
             self.why.append(
                 f"winding: would lose {covered.lost_parts} parts and {covered.lost:.3g} of the surface"
             )
@@ -502,12 +531,22 @@ class _Run:
             return count_parts(mesh)
         return connected_parts(mesh.faces, mesh.num_vertices)[1], 0
 
+    def winding(self) -> Mesh | None:
+        found = _winding(self.prepared.mesh, self.resolution, self.epsilon, self.clock)
+        if found is None:
+            return None
+        result, self.thickened = found
+        if self.thickened:
+            self.why.append(f"winding: {self.thickened:.3g} of the surface is thin, and became thicker")
+        return result
+
     def shell(self) -> Watertight:
         return self.finish("shell", _shell(self.prepared.mesh, self.resolution, self.epsilon, self.clock))
 
     def finish(self, method: str, cube: Mesh, covered: _Coverage | None = None) -> Watertight:
         prepared = self.prepared
-        epsilon = self.epsilon if method == "shell" else 0.0
+        thickened = {"shell": 1.0, "winding": self.thickened}.get(method, 0.0)
+        epsilon = self.epsilon if thickened else 0.0
         on_lattice = method in ("winding", "shell")
         scale = self.normalization.scale
         if method == "none":
@@ -527,7 +566,7 @@ class _Run:
                 parts_out = count_parts(cube)
                 closed = cube.is_watertight
                 if covered is None and method != "none":
-                    tolerance = epsilon + 1.5 * self.cell if on_lattice else 1e-4
+                    tolerance = self.epsilon + self.cell if on_lattice else 1e-4
                     covered = _coverage(prepared.mesh, cube, tolerance)
         if method == "none":
             covered = _Coverage(0.0, 0.0, 0.0, 0)
@@ -537,6 +576,7 @@ class _Run:
             resolution=self.resolution if on_lattice else None,
             cell=self.cell / scale if on_lattice else None,
             epsilon=epsilon / scale,
+            thickened=thickened,
             merged_vertices=prepared.merged_vertices,
             dropped_faces=prepared.dropped_faces,
             flipped_faces=prepared.flipped_faces,
