@@ -1,16 +1,19 @@
-"""Farthest point sampling of surface points, beside the bucket implementations on PyPI."""
+"""Farthest point sampling of surface points, beside the bucket implementations on PyPI; the sharp edges of a
+mesh, beside trimesh and libigl."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastshape import ops
+from fastshape import geometry, ops
 from fastshape.reference import sampling as reference
 
+from .bench_geometry import torus
 from .peers import installed
 from .registry import Case, Peer, Target, row
 
@@ -114,6 +117,15 @@ def fpsample(points: Tensor, num: int, name: str, *height: int) -> Peer | None:
     num=4096,
     height=7,
 )
+@row(  # what Dora's preparation thins the points of a surface to
+    family="sampling",
+    op="farthest_point_sampling",
+    shape="200000->32768",
+    batch=1,
+    count=200_000,
+    num=32_768,
+    height=7,
+)
 @row(
     family="sampling",
     op="farthest_point_sampling",
@@ -140,4 +152,63 @@ def farthest_point_sampling(device: torch.device, batch: int, count: int, num: i
         },
         bytes=points.nbytes + 8.0 * batch * num,
         target=Target("torch_quickfps", 1 / 3),
+    )
+
+
+@row(
+    family="sampling",
+    op="salient_edges",
+    shape="100k faces, 2 degrees",
+    devices=("cpu",),
+    rings=500,
+    sides=100,
+    angle=2.0,
+)
+def salient_edges(device: torch.device, rings: int, sides: int, angle: float) -> Case:
+    vertices, faces = torus(rings, sides)
+
+    def by_unique_rows() -> Tensor:
+        corners = vertices[faces]
+        normals = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        normals = normals / normals.norm(dim=1, keepdim=True)
+        pairs = torch.stack([faces, faces.roll(-1, 1)], 2).view(-1, 2).sort(1).values
+        edge = pairs.unique(dim=0, return_inverse=True)[1].argsort(stable=True).view(-1, 2) // 3
+        return ((normals[edge[:, 0]] * normals[edge[:, 1]]).sum(1) < math.cos(math.radians(angle))).sum()
+
+    def same_number(result: Tensor, expected: Tensor) -> None:
+        # Nearly: an angle within 0.01 degrees of the threshold may fall otherwise.
+        assert abs(int(result) - int(expected)) <= max(2, int(expected) // 500), "other edges"
+
+    return Case(
+        run=lambda: torch.tensor(geometry.count_salient_edges(geometry.Mesh(vertices, faces), angle)),
+        reference=by_unique_rows,
+        check=same_number,
+        peers={
+            "trimesh": trimesh_edges(vertices, faces, angle),
+            "libigl": libigl_edges(vertices, faces, angle),
+        },
+        bytes=vertices.nbytes + faces.nbytes,
+    )
+
+
+def trimesh_edges(vertices: Tensor, faces: Tensor, angle: float) -> Peer | None:
+    package = installed("trimesh")
+    if package is None:
+        return None
+
+    def run() -> Tensor:
+        mesh = package.Trimesh(vertices.numpy(), faces.numpy(), process=False)
+        return torch.tensor(int((mesh.face_adjacency_angles > math.radians(angle)).sum()))
+
+    return Peer(run, note="vertices not joined by position")
+
+
+def libigl_edges(vertices: Tensor, faces: Tensor, angle: float) -> Peer | None:
+    package = installed("igl")
+    if package is None:
+        return None
+    v, f = vertices.numpy(), faces.numpy()
+    return Peer(
+        lambda: torch.tensor(len(package.sharp_edges(v, f, math.radians(angle)))),
+        note="vertices not joined by position",
     )
