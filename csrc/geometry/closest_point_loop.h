@@ -23,15 +23,34 @@ struct ClosestSearch {
 };
 
 template <class T>
+FASTSHAPE_LANES bool all_equal(const Simd<T>& a, const Simd<T>& b) {
+  return lane_bits((a <= b) & (a >= b)) == 0xff;
+}
+
+template <class T>
+FASTSHAPE_LANES bool all_equal(const Vec3<Simd<T>>& a, const Vec3<Simd<T>>& b) {
+  return all_equal(a.x, b.x) && all_equal(a.y, b.y) && all_equal(a.z, b.z);
+}
+
+// In a point cloud every face is a point. closest_on_triangle gives just this for them, later.
+template <class T>
+FASTSHAPE_LANES Simd<T> block_distance2(const Vec3<Simd<T>>& p, const T* rows) {
+  const Vec3<Simd<T>> a = load_rows(rows, 0), b = load_rows(rows, 3), c = load_rows(rows, 6);
+  if (all_equal(a, b) && all_equal(a, c)) {
+    const Vec3<Simd<T>> offset = a - p;
+    return dot(offset, offset);
+  }
+  return closest_on_triangle(p, a, b, c).distance2;
+}
+
+template <class T>
 FASTSHAPE_LANES void search_block(const BvhView<T>& bvh, int64_t block, ClosestSearch<T>* search) {
   using Lanes = Simd<T>;
-  const T* rows = bvh.triangles + block * 72;
-  const ClosestOnTriangle<Lanes> found = closest_on_triangle(
-      broadcast(search->p), load_rows(rows, 0), load_rows(rows, 3), load_rows(rows, 6));
-  uint32_t bits = lane_bits(found.distance2 <= Lanes(search->distance2));
+  const Lanes found = block_distance2(broadcast(search->p), bvh.triangles + block * 72);
+  uint32_t bits = lane_bits(found <= Lanes(search->distance2));
   if (bits == 0) return;
   T distance2[kBvhWidth];
-  store_lanes(distance2, found.distance2);
+  store_lanes(distance2, found);
   for (; bits != 0; bits &= bits - 1) {
     const int lane = __builtin_ctz(bits);
     const int64_t face = bvh.face_index[block * kBvhWidth + lane];

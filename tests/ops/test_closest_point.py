@@ -114,6 +114,26 @@ def test_instruction_sets_and_threads_agree(kind, dtype):
             assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_faces_without_a_size_are_points(instruction_set, dtype):
+    """Blocks of points take a short way; others, and those that hold both kinds, must agree with it."""
+    generator = torch.Generator().manual_seed(0)
+    cloud = torch.rand(203, 3, generator=generator, dtype=dtype)
+    points = torch.rand(500, 3, generator=generator, dtype=dtype) * 1.4 - 0.2
+    alone = torch.arange(203)[:, None].expand(-1, 3).contiguous()
+    for faces in (alone, torch.cat([alone, torch.tensor([[0, 1, 2]])])):
+        found = ops.closest_point(points.to(dtype), ops.build_bvh(cloud, faces))
+        offset = cloud[None] - points[:, None]
+        squared = offset[..., 0] ** 2 + offset[..., 1] ** 2 + offset[..., 2] ** 2
+        is_point = found.face < 203
+        nearest = squared.amin(1).sqrt()
+        tolerance = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(found.distance[is_point], nearest[is_point], rtol=tolerance, atol=0)
+        assert torch.equal(found.face[is_point], squared.argmin(1)[is_point])
+        assert bool((found.distance <= nearest * (1 + tolerance)).all())
+    assert not bool(is_point.all())
+
+
 def test_backends_agree(backend):
     shape = damage("degenerate", torus())
     points, vertices, faces = query_points(torus()).float(), shape[0].float(), shape[1]

@@ -301,7 +301,7 @@ def test_rows_of_the_table(folders) -> None:
         assert rows[1].mean == f"{100 * summary.statistics['fscore@0.02'].mean:.2f}"
         labels = [row.label for row in rows]
         assert len(labels) == len(set(labels))
-        assert {"normal consistency |cos|", "F@0.001"} <= set(labels)
+        assert {"normal consistency |cos|", "F@.001"} <= set(labels)
         assert ("volume IoU" in labels) == (summary.group == "watertight")  # the pipe has no clear inside
 
 

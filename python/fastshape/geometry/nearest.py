@@ -30,5 +30,5 @@ def nearest_points(points: Tensor, targets: Tensor | Bvh) -> tuple[Tensor, Tenso
     """
     tree = targets if isinstance(targets, Bvh) else point_tree(targets)
     found = closest_point(points.contiguous(), tree)
-    offset = points.double() - tree.vertices.double()[found.face]
+    offset = points.double() - tree.vertices[found.face].double()
     return offset.norm(dim=1), found.face

@@ -80,7 +80,7 @@ class Protocol:
     sharp_size: int = 512
     columns: tuple[Column, ...] = (
         Column("chamfer_l1", "CD-L1 (mean of two)"),
-        Column("chamfer_l2_sum", "CD-L2² (sum) x1e4", 1e4, 3),
+        Column("chamfer_l2_sum", "CD-L2² (sum) x1e5", 1e5, 3),
         Column("fscore@0.005", "F@.005"),
         Column("fscore@0.01", "F@.01"),
         Column("normal_consistency", "NC |cos|"),

@@ -70,7 +70,7 @@ def table_rows(summary: Summary, protocol: Protocol) -> list[Row]:
     """The paper's columns first, then every score, as the rows of a group's table."""
     wanted = [(c.key, c.label, c.factor, c.decimals, True) for c in protocol.columns]
     others = [*ALL_SCORES[:3]]
-    others += [(f"fscore@{t:g}", f"F@{t:g}", 1.0, 4) for t in protocol.thresholds]
+    others += [(f"fscore@{t:g}", f"F@{t:g}".replace("@0.", "@."), 1.0, 4) for t in protocol.thresholds]
     others += ALL_SCORES[3:]
     shown = {(c.key, c.factor) for c in protocol.columns}
     wanted += [(*other, False) for other in others if (other[0], other[2]) not in shown]
