@@ -299,6 +299,8 @@ def sample_queries(
         bound: half side of the cube, or radius of the ball, instead of the preset's.
         num_sharp_near: Ns; None is the preset's where `num_volume` and `num_near` are too, else 0.
         sharp: points on sharp edges (P, 3), those that the encoder is shown; None draws the preset's number.
+            Of another number than Ns / len(sharp_sigmas), rounded up, as many are drawn. (Dora's code moves
+            all end vertices of sharp edges, where they are more than the encoder is shown.)
         generator: CPU generator; None draws from torch's global one.
 
     Raises:
