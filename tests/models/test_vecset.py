@@ -175,7 +175,7 @@ def test_there_are_fifteen_named_configurations():
 
 
 @pytest.mark.parametrize("count", [1, 12, 64, 1000])
-@pytest.mark.parametrize("tokens", [1, 12, 40])
+@pytest.mark.parametrize("tokens", [1, 12, 40, 1024])
 def test_any_number_of_points_and_tokens(model, count, tokens):
     posterior = model.encode(random_points(2, count), num_latents=tokens)
     assert posterior.mean.shape == (2, tokens, 4)
@@ -597,7 +597,9 @@ class _Payload:
 def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"x": torch.zeros(1)}, "payload": _Payload()}, "bad.pth")
-    with pytest.raises(CheckpointError, match=r"bad\.pth is damaged or not a torch checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"bad\.pth is damaged or .*: it holds objects other than tensors"
+    ):
         VecSetVAE.from_official("bad.pth")
     assert not Path("executed").exists()
 

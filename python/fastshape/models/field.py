@@ -127,16 +127,16 @@ class FieldAutoencoder(PretrainedModel):
             raise ValueError(f"`features` must be of one shape, (1, M, dim), got {tuple(levels[0].shape)}")
         from fastshape.geometry import extract_surface
 
-        device = levels[0].device
+        device, shape = levels[0].device, levels[0] if isinstance(features, Tensor) else levels
         axis = torch.linspace(-self.bounds, self.bounds, resolution, device=device)
         total = resolution**3
         values = torch.empty(total, device=device)
-        context = self._prepare(levels)
-        for begin in range(0, total, chunk_size):  # the lattice itself is never in memory
-            flat = torch.arange(begin, begin + chunk_size, device=device).clamp_max(total - 1)
+        block = 16 * chunk_size  # the lattice itself is never in memory
+        for begin in range(0, total, block):
+            flat = torch.arange(begin, min(begin + block, total), device=device)
             x, y, z = flat // resolution**2, flat // resolution % resolution, flat % resolution
             lattice = torch.stack([axis[x], axis[y], axis[z]], dim=-1)
-            values[begin : begin + chunk_size] = self._field(lattice[None], context)[0, : total - begin]
+            values[begin : begin + block] = self.query(lattice[None], shape, chunk_size=chunk_size)[0]
         field = values.view(resolution, resolution, resolution)
         return extract_surface(field, level=0.0, inside=self.inside, bounds=self.bounds, closed=True)
 
