@@ -72,7 +72,7 @@ void first_equal_rows(const Tensor& rows, const Tensor& first) {
                         "`rows` must have 1 to 64 columns, got ", rows.size(1));
   GilRelease release;
   cpu::first_equal_rows(rows.data<uint32_t>(), rows.size(0), static_cast<int>(rows.size(1)),
-                              first.data<int64_t>());
+                        first.data<int64_t>());
 }
 
 py::tuple count_edges(const Tensor& faces, int64_t num_vertices) {

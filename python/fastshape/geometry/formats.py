@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fastshape.geometry.raw import MeshError, RawMesh, bake, number_table, numbers
+from fastshape.geometry.gltf import read_gltf, write_glb
+from fastshape.geometry.raw import MeshError, RawMesh, number_table, numbers
 from fastshape.geometry.threemf import read_3mf, write_3mf
 
 # ---------------------------------------------------------------------------------- OBJ
@@ -495,55 +496,6 @@ def write_ply(vertices: np.ndarray, faces: np.ndarray) -> bytes:
     records = np.empty(len(faces), np.dtype([("n", "u1"), ("v", "<i4", 3)]))
     records["n"], records["v"] = 3, faces
     return header.encode() + vertices.astype(vertices.dtype.newbyteorder("<")).tobytes() + records.tobytes()
-
-
-# ---------------------------------------------------------------------------------- glTF
-
-
-def read_gltf(path: Path, data: bytes) -> RawMesh:
-    import trimesh
-
-    kind = path.suffix[1:].lower()
-    if kind == "glb":
-        if data[:4] != b"glTF" or len(data) < 12:
-            raise MeshError(path, f"expected a file that starts with glTF, got {data[:4]!r}")
-        length = struct.unpack_from("<I", data, 8)[0]
-        if length > len(data):
-            raise MeshError(path, f"{len(data)} bytes read, file says {length}: a truncated GLB file")
-    try:
-        scene = trimesh.load_scene(str(path), file_type=kind, process=False, skip_materials=True)
-    except Exception as error:  # the parser of an outside library, on outside data: anything can come
-        raise MeshError(
-            path, f"not a readable {kind.upper()} file ({type(error).__name__}: {error})"
-        ) from error
-    vertices, faces, offset, others = [], [], 0, []
-    for node in scene.graph.nodes_geometry:
-        matrix, name = scene.graph[node]
-        geometry = scene.geometry[name]
-        if not isinstance(geometry, trimesh.Trimesh):
-            others.append(type(geometry).__name__)
-            continue
-        moved, triangles = bake(
-            path, f"of node '{node}'", geometry.vertices, np.asarray(geometry.faces, np.int64), matrix
-        )
-        vertices.append(moved)
-        faces.append(triangles + offset)
-        offset += len(geometry.vertices)
-    if not vertices:
-        what = f"only {', '.join(sorted(set(others)))}" if others else "an empty scene"
-        raise MeshError(path, f"expected triangles, got {what}")
-    raw = RawMesh.of_triangles(np.concatenate(vertices), np.concatenate(faces))
-    if others:
-        raw.notes.append(f"{len(others)} scene parts that are not meshes ignored")
-    return raw
-
-
-def write_glb(vertices: np.ndarray, faces: np.ndarray) -> bytes:
-    import trimesh
-
-    data = trimesh.Trimesh(vertices.astype(np.float32), faces, process=False).export(file_type="glb")
-    assert isinstance(data, bytes)
-    return data
 
 
 # ---------------------------------------------------------------------------------- all
