@@ -156,9 +156,9 @@ def test_damage_does_what_it_says() -> None:
         shapes.damage(mesh, "hole", share=2)
 
 
-# At most so many wrong signs in percent, farther than 2e-3 from a torus of 9,600 faces, by "auto", "winding"
-# and "parity". Elsewhere measured on a like torus: libigl's winding number .39 for the hole, 5.8 flipped, 27.6
-# inside out; open3d's parity 3.5 for the hole; pseudonormals 19 flipped, 100 inside out.
+# At most so many wrong signs in percent, farther than 2e-3 from a torus of 9,600 faces, by "auto",
+# "winding" and "parity". Elsewhere measured on a like torus: libigl's winding number .39 for the hole, 5.8
+# flipped, 27.6 inside out; open3d's parity 3.5 for the hole; pseudonormals 19 flipped, 100 inside out.
 WRONG = {
     "duplicates": (0, 0, 100),
     "degenerate": (0, 0, 0),
