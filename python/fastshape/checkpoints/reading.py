@@ -56,7 +56,7 @@ def _read_pickle(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()
         detail = reason[0] if reason else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+        if "unsupported global" in str(error).lower():
             detail = (
                 "it holds objects other than tensors and plain values, which are not loaded; "
                 "if you trust it, load it yourself and pass its parameters"
