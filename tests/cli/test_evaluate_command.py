@@ -35,6 +35,7 @@ def test_a_table_that_can_be_cited(capsys, folders) -> None:
     for word in ("seed 0", "fastshape", "watertight: 2 shapes", "CD (L1, sum) ↓", "F@.02 ↑", "floor", "["):
         assert word in out, word
     assert "worst by CD (L1, sum): " in out
+    assert "…" not in out  # nothing is cut off where there is no terminal
     assert not list(folders.glob("*.html"))
 
 

@@ -233,6 +233,10 @@ def test_levels() -> None:
     cube = detail_level(box((0, 0, 0), (1, 1, 1)))
     assert (cube.level, cube.salient_edges, cube.counted_on) == (1, 12, "as given")
     assert detail_level(ball(3)).salient_edges == 0
+    sheet = detail_level(square(), resolution=32)  # remeshed, it is a slab, with the edges of its lattice
+    assert sheet.salient_edges > 100
+    assert sheet.counted_on == "watertight remesh of 32"
+    assert evaluate(square(), square(), num_samples=10, level_resolution=32).level == sheet
     # A roof for every row: rows of a folded strip are salient edges.
     for bound, level in zip((*LEVEL_BOUNDS, None), (1, 2, 3, 4), strict=True):
         count = 50_001 if bound is None else bound

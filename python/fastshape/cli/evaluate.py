@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -104,7 +106,12 @@ def print_report(report: EvaluationReport, console: Console) -> None:
     """Print what a paper can cite: protocol, a table for each group, the worst shapes, what failed."""
     console.print(headline(report), soft_wrap=True, markup=False)
     for summary in report.summaries():
-        console.print(_table(summary, report), markup=False)
+        for table in _tables(summary, report):
+            # A number that is cut off is a wrong number: rather lines that are too long for the terminal.
+            needed = Measurement.get(console, console.options.update(width=1000), table).maximum
+            width, console.width = console.width, max(needed, console.width)
+            console.print(table, markup=False)
+            console.width = width
     key = report.protocol.columns[0]
     ranked = worst(report.records, key.key, _WORST)
     if len(ranked) > 1:
@@ -121,27 +128,40 @@ def print_report(report: EvaluationReport, console: Console) -> None:
             console.print(f"  {record['name']}: {record['reason']}", soft_wrap=True, markup=False)
 
 
-def _table(summary: Summary, report: EvaluationReport) -> Table:
+def _tables(summary: Summary, report: EvaluationReport) -> list[Table]:
+    """The group's table, and one by level of detail where there are several."""
     rows = table_rows(summary, report.protocol)
     several = len(summary.levels) > 1
     level = "" if several or not summary.levels else f"; all of level L{next(iter(summary.levels))}"
+    tables = [_table(group_line(summary) + level, ["mean", "95 % interval", "deviation", "floor"])]
+    if several:
+        title = f"{summary.group}, by level of detail: mean ± deviation"
+        tables.append(_table(title, level_names(summary)))
+    for number, row in enumerate(rows):
+        few = "" if row.count == summary.count else f" ({row.count})"
+        style = "bold" if row.own else ""
+        last = row.own and number + 1 < len(rows) and not rows[number + 1].own
+        tables[0].add_row(
+            f"{row.label} {row.better}{few}",
+            *(row.mean, row.interval, row.std, row.floor),
+            style=style,
+            end_section=last,
+        )
+        if several:
+            tables[1].add_row(f"{row.label} {row.better}", *row.levels, style=style, end_section=last)
+    return tables
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 0, 0, 1),
-        title=group_line(summary) + level,
+        title=title,
         title_justify="left",
         title_style="bold",
     )
     table.add_column("", no_wrap=True)
-    for name in ("mean", "95 % interval", "floor"):
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for name in level_names(summary) if several else ["deviation"]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for number, row in enumerate(rows):
-        few = "" if row.count == summary.count else f" ({row.count})"
-        cells = [f"{row.label} {row.better}{few}", row.mean, row.interval, row.floor]
-        cells += row.levels if several else [row.std]
-        last = row.own and number + 1 < len(rows) and not rows[number + 1].own
-        table.add_row(*cells, style="bold" if row.own else "", end_section=last)
     return table

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fastshape.geometry.mesh import Mesh
 from fastshape.geometry.sharp import count_salient_edges
+from fastshape.geometry.watertight import watertight
 
 LEVEL_BOUNDS = (5_000, 20_000, 50_000)
 
@@ -43,8 +44,6 @@ def detail_level(mesh: Mesh, *, resolution: int | None = None) -> DetailLevel:
     """
     counted_on = "as given"
     if resolution is not None:
-        from fastshape.geometry.watertight import watertight
-
         mesh = watertight(mesh, resolution=resolution).mesh
         counted_on = f"watertight remesh of {resolution}"
     count = count_salient_edges(mesh)

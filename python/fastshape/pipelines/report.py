@@ -117,7 +117,7 @@ def group_line(summary: Summary) -> str:
             size += f", {summary.latent_length:,.0f} vectors"
         parts.append(size)
     if summary.unclear:
-        parts.append(f"IoU without {len(summary.unclear)} that have no clear inside")
+        parts.append(f"IoU without {len(summary.unclear)} that lack a clear inside")
     return "; ".join(parts)
 
 
