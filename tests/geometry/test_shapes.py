@@ -160,13 +160,13 @@ def test_damage_does_what_it_says() -> None:
 # "winding" and "parity". Elsewhere measured on a like torus: libigl's winding number .39 for the hole, 5.8
 # flipped, 27.6 inside out; open3d's parity 3.5 for the hole; pseudonormals 19 flipped, 100 inside out.
 WRONG = {
-    "duplicates": (0, 0, 100),
+    "duplicates": (0, 0, 8),
     "degenerate": (0, 0, 0),
-    "hole": (1, 1, 6),
+    "hole": (0.8, 0.8, 1.2),
     "soup": (0, 0, 0),
-    "flipped": (0, 15, 0),
+    "flipped": (0, 9, 0),
     "inside_out": (0, 0, 0),
-    "double_wall": (0, 0, 100),
+    "double_wall": (0, 0, 7),
     "unused": (0, 0, 0),
 }
 

@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
         help="meshes to tokens and back",
         description=f"Takes meshes through an autoencoder and compares the results with them. {_TRAINS}",
     )
-    reconstruct.add_argument("input", nargs="+", metavar="IN", help="OBJ, PLY, STL, OFF, GLB or glTF files")
+    reconstruct.add_argument(
+        "input", nargs="+", metavar="IN", help="OBJ, PLY, STL, OFF, GLB, glTF or 3MF files"
+    )
     reconstruct.add_argument(
         "-o",
         "--output",
