@@ -88,7 +88,7 @@ def crossed_cells(values: Tensor) -> tuple[Tensor, Tensor]:
     number = torch.stack([corner < 0 for corner in corners]).sum(0)
     crossed = (number > 0) & (number < 8)
     cells = torch.stack([corner[crossed] for corner in corners], 1)
-    return cells.contiguous(), crossed.nonzero().int()
+    return cells.contiguous(), crossed.nonzero().int().contiguous()
 
 
 def same_size(result: Any, expected: Any) -> None:

@@ -74,7 +74,8 @@ void marching_cubes_fill(const MarchingCubes<T>& task, const SignLattice& lattic
                          const DenseMesh<T>& mesh) {
   if (lattice.num_words == 0) return;
   const Loops<T> loop = loops<T>();
-  parallel_for(task.size_x, 1, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kSlabs = 4;  // a slab finds its values in the cache that the one before filled
+  parallel_for(task.size_x, kSlabs, [&](int64_t begin, int64_t end) {
     for (int64_t x = begin; x < end; ++x) loop.fill_slab(task, lattice, x, mesh);
   });
 }

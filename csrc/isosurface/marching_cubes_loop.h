@@ -92,33 +92,22 @@ inline MarchingCubesTotals count_slab_loop(const SignLattice& l, int64_t x) {
   return totals;
 }
 
-// The surface touches one cache line in hundreds, so values are asked for some rows ahead. A
-// prefetch does nothing where the page has no translation at hand: so one value a page is read,
-// some rows earlier still, of the plane that no vertex has touched yet.
-constexpr int64_t kRowsAhead = 3;
-constexpr int64_t kPageRowsAhead = 11;
-constexpr int64_t kPageBytes = 4096;
-
+// Reads what the vertices of a slab will need of the next one, a value for each cache line or so,
+// in a loop so short that many reads are under way at once. (Prefetches were measured to do next to
+// nothing: they are dropped where the page's translation is not at hand.)
 template <class T>
-void touch_pages(const MarchingCubes<T>& task, int64_t x, int64_t y) {
-  if (x >= task.size_x || y >= task.size_y) return;
-  const T* row = task.values + (x * task.size_y + y) * task.size_z;
-  for (int64_t z = 0; z < task.size_z; z += kPageBytes / static_cast<int64_t>(sizeof(T))) {
-    const volatile T* value = row + z;
-    static_cast<void>(*value);
-  }
-}
-
-template <class T>
-void prefetch_row(const MarchingCubes<T>& task, const SignLattice& l, int64_t x, int64_t y) {
-  if (y >= l.size_y) return;
-  for (int64_t w = 0; w < l.row_words; ++w) {
-    const EdgeMasks masks = edge_masks(l, x, y, w);
-    const T* values = task.values + (x * l.size_y + y) * l.size_z + 64 * w;
-    for (uint64_t left = masks.x | masks.y | masks.z; left != 0; left &= left - 1) {
-      const int b = __builtin_ctzll(left);
-      __builtin_prefetch(values + b);
-      if (masks.x >> b & 1) __builtin_prefetch(values + l.size_y * l.size_z + b);
+void touch_next_slab(const MarchingCubes<T>& task, const SignLattice& l, int64_t x) {
+  if (x + 1 == l.size_x) return;
+  const int64_t words = l.size_y * l.row_words;
+  const uint64_t* const inside = l.inside + x * words;
+  const T* row = task.values + (x + 1) * l.size_y * l.size_z;
+  for (int64_t y = 0; y < l.size_y; ++y, row += l.size_z) {
+    for (int64_t w = 0; w < l.row_words; ++w) {
+      const int64_t word = y * l.row_words + w;
+      for (uint64_t left = inside[word] ^ inside[word + words]; left != 0; left &= left - 1) {
+        const volatile T* value = row + 64 * w + __builtin_ctzll(left);
+        static_cast<void>(*value);
+      }
     }
   }
 }
@@ -126,9 +115,8 @@ void prefetch_row(const MarchingCubes<T>& task, const SignLattice& l, int64_t x,
 template <class T>
 void fill_slab_loop(const MarchingCubes<T>& task, const SignLattice& l, int64_t x,
                     const DenseMesh<T>& mesh) {
+  touch_next_slab(task, l, x);
   for (int64_t y = 0; y < l.size_y; ++y) {
-    touch_pages(task, x + 1, y + kPageRowsAhead);
-    prefetch_row(task, l, x, y + kRowsAhead);
     for (int64_t w = 0; w < l.row_words; ++w) {
       const int64_t word = word_index(l, x, y, w);
       const EdgeMasks masks = edge_masks(l, x, y, w);

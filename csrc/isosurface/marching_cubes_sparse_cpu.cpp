@@ -19,8 +19,9 @@ namespace {
 constexpr int64_t kPiece = 16384;  // cells
 
 struct SparseWorkspace {
-  KeyIndex* crossed;  // (num_crossed,) sorted by key
-  uint8_t* cases;     // (num_cells,)
+  KeyIndex* crossed;       // (num_crossed,) sorted by key
+  uint8_t* crossed_cases;  // (num_crossed,) theirs
+  uint8_t* cases;          // (num_cells,)
   size_t bytes;
 };
 
@@ -28,6 +29,7 @@ SparseWorkspace sparse_workspace(void* begin, int64_t num_cells) {
   WorkspaceCutter cutter(begin);
   SparseWorkspace w{};
   w.crossed = cutter.take<KeyIndex>(num_cells);
+  w.crossed_cases = cutter.take<uint8_t>(num_cells);
   w.cases = cutter.take<uint8_t>(num_cells);
   w.bytes = cutter.bytes();
   return w;
@@ -75,6 +77,8 @@ class Ahead {
 
 unsigned own_edges(unsigned bits) { return case_edges(bits) & 7u; }
 
+int count_three(unsigned bits) { return 0xE994 >> 2 * bits & 3; }
+
 // All orphans, in the order of their edges; of one edge's cells the last.
 std::vector<Orphan> find_orphans(const SparseWorkspace& w, int64_t num_crossed) {
   std::vector<Orphan> all;
@@ -83,7 +87,7 @@ std::vector<Orphan> find_orphans(const SparseWorkspace& w, int64_t num_crossed) 
     std::vector<Orphan> found;
     Ahead ahead(w.crossed, num_crossed, begin);
     for (int64_t i = begin; i < end; ++i) {
-      const unsigned edges = case_edges(w.cases[w.crossed[i].index]);
+      const unsigned edges = case_edges(w.crossed_cases[i]);
       for (int k = 0; k < kAhead; ++k) {
         unsigned there = edges & kAheadEdges[k];
         if (there == 0 || ahead.find(i, k) >= 0) continue;
@@ -178,11 +182,14 @@ void marching_cubes_sparse_count(const MarchingCubesSparse<T>& task, void* works
   const auto less = [](const KeyIndex& a, const KeyIndex& b) { return a.key < b.key; };
   if (!std::is_sorted(cells.begin(), cells.end(), less)) radix_sort(cells, 3 * kLatticeBits);
   std::copy(cells.begin(), cells.end(), w.crossed);
+  parallel_for(counts->num_crossed, kPiece, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) w.crossed_cases[i] = w.cases[cells[i].index];
+  });
 
   std::vector<int64_t> vertices = per_piece(counts->num_crossed);
   for_pieces(counts->num_crossed, [&](int64_t begin, int64_t end, int64_t piece) {
     for (int64_t i = begin; i < end; ++i)
-      vertices[piece] += count_bits(own_edges(w.cases[w.crossed[i].index]));
+      vertices[piece] += count_three(own_edges(w.crossed_cases[i]));
   });
   counts->num_vertices =
       exclusive_scan(vertices) + static_cast<int64_t>(find_orphans(w, counts->num_crossed).size());
@@ -202,7 +209,7 @@ void marching_cubes_sparse_fill(const MarchingCubesSparse<T>& task, const void* 
   std::vector<int64_t> pieces = per_piece(num_crossed);
   for_pieces(num_crossed, [&](int64_t begin, int64_t end, int64_t piece) {
     for (int64_t i = begin; i < end; ++i)
-      pieces[piece] += count_bits(own_edges(w.cases[w.crossed[i].index]));
+      pieces[piece] += count_three(own_edges(w.crossed_cases[i]));
   });
   exclusive_scan(pieces);
   std::vector<int64_t> first(static_cast<size_t>(num_crossed)), orphan_vertex(orphans.size());
@@ -217,7 +224,7 @@ void marching_cubes_sparse_fill(const MarchingCubesSparse<T>& task, const void* 
       const int64_t cell = w.crossed[i].index;
       first[i] = at + (orphan - orphans.begin());
       int64_t vertex = first[i];
-      for (unsigned own = own_edges(w.cases[cell]); own != 0; own &= own - 1, ++at)
+      for (unsigned own = own_edges(w.crossed_cases[i]); own != 0; own &= own - 1, ++at)
         write_sparse_vertex(task, kCellEdges * cell + __builtin_ctz(own), mesh, vertex++);
     }
     if (end == num_crossed)
@@ -245,7 +252,7 @@ void marching_cubes_sparse_fill(const MarchingCubesSparse<T>& task, const void* 
     int64_t vertex[kCellEdges] = {};
     for (int64_t i = begin; i < end; ++i) {
       const int64_t cell = w.crossed[i].index;
-      const unsigned edges = case_edges(w.cases[cell]);
+      const unsigned edges = case_edges(w.crossed_cases[i]);
       int64_t own = first[i];
       for (unsigned there = edges & 7u; there != 0; there &= there - 1)
         vertex[__builtin_ctz(there)] = own++;
@@ -253,11 +260,11 @@ void marching_cubes_sparse_fill(const MarchingCubesSparse<T>& task, const void* 
         unsigned there = edges & kAheadEdges[k];
         if (there == 0) continue;
         const int64_t owner = ahead.find(i, k);
-        const unsigned owned = owner < 0 ? 0 : own_edges(w.cases[w.crossed[owner].index]);
+        const unsigned owned = owner < 0 ? 0 : own_edges(w.crossed_cases[owner]);
         for (; there != 0; there &= there - 1) {
           const int edge = __builtin_ctz(there);
           if (owner >= 0) {
-            vertex[edge] = first[owner] + count_bits(owned & ((1u << cell_edge_axis(edge)) - 1));
+            vertex[edge] = first[owner] + count_three(owned & ((1u << cell_edge_axis(edge)) - 1));
           } else {
             const auto orphan = std::lower_bound(orphans.begin(), orphans.end(),
                                                  edge_key(w.crossed[i].key, edge), before);
@@ -265,7 +272,7 @@ void marching_cubes_sparse_fill(const MarchingCubesSparse<T>& task, const void* 
           }
         }
       }
-      write_triangles(case_triangles(w.cases[cell]), mesh.faces + 3 * first_face[cell],
+      write_triangles(case_triangles(w.crossed_cases[i]), mesh.faces + 3 * first_face[cell],
                       [&](int edge) { return vertex[edge]; });
     }
   });
