@@ -116,12 +116,6 @@ FASTSHAPE_HOST_DEVICE int vertices_before(const EdgeMasks& m, int b) {
   return count_bits64(m.x & below) + count_bits64(m.y & below) + count_bits64(m.z & below);
 }
 
-// Of the word's point b.
-FASTSHAPE_HOST_DEVICE int vertices_before_axis(const EdgeMasks& m, int b, int axis) {
-  return (axis > 0 ? static_cast<int>(m.x >> b & 1) : 0) +
-         (axis > 1 ? static_cast<int>(m.y >> b & 1) : 0);
-}
-
 // The corners of a word's 64 cells: rows (x, y), (x + 1, y), (x, y + 1), (x + 1, y + 1).
 struct CellRows {
   uint64_t here[4], above[4];
@@ -167,14 +161,50 @@ FASTSHAPE_HOST_DEVICE void load_vertex_rows(const SignLattice& l, int64_t x, int
   }
 }
 
-// The vertex on an edge of the cell at point b of the word.
-FASTSHAPE_HOST_DEVICE int64_t dense_vertex(const VertexRows& rows, int b, int edge) {
-  const int corner = cell_edge_corner(edge);
-  const int z = b + (corner >> 2);
+// The vertices on the edges that begin at a lattice point, where those are crossed.
+struct PointVertices {
+  int64_t x, y, z;
+};
+
+// Of a corner of the cell at point b of the word.
+FASTSHAPE_HOST_DEVICE PointVertices point_vertices(const VertexRows& rows, int b, int corner) {
+  const int z = b + (corner >> 2), bit = z & 63;
   const int row = (corner & 3) + (z >> 6 << 2);
   const EdgeMasks& masks = rows.masks[row];
-  return rows.first[row] + vertices_before(masks, z & 63) +
-         vertices_before_axis(masks, z & 63, cell_edge_axis(edge));
+  PointVertices p;
+  p.x = rows.first[row] + vertices_before(masks, bit);
+  p.y = p.x + static_cast<int64_t>(masks.x >> bit & 1);
+  p.z = p.y + static_cast<int64_t>(masks.y >> bit & 1);
+  return p;
+}
+
+// Of the cell at point b of the word, whose crossed edges are `edges`: on_edge[e] for each of them.
+FASTSHAPE_HOST_DEVICE void cell_vertices(const VertexRows& rows, int b, unsigned edges,
+                                         int64_t* on_edge) {
+  if (edges & 0x007) {
+    const PointVertices p = point_vertices(rows, b, 0);
+    on_edge[0] = p.x;
+    on_edge[1] = p.y;
+    on_edge[2] = p.z;
+  }
+  if (edges & 0x018) {
+    const PointVertices p = point_vertices(rows, b, 4);
+    on_edge[3] = p.x;
+    on_edge[4] = p.y;
+  }
+  if (edges & 0x060) {
+    const PointVertices p = point_vertices(rows, b, 2);
+    on_edge[5] = p.x;
+    on_edge[6] = p.z;
+  }
+  if (edges & 0x080) on_edge[7] = point_vertices(rows, b, 6).x;
+  if (edges & 0x300) {
+    const PointVertices p = point_vertices(rows, b, 1);
+    on_edge[8] = p.y;
+    on_edge[9] = p.z;
+  }
+  if (edges & 0x400) on_edge[10] = point_vertices(rows, b, 5).y;
+  if (edges & 0x800) on_edge[11] = point_vertices(rows, b, 3).z;
 }
 
 // The vertex on the edge from lattice point (x, y, z) along `axis`.

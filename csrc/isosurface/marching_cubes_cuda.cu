@@ -74,8 +74,7 @@ __global__ void fill_kernel(MarchingCubes<T> task, SignLattice l, DenseMesh<T> m
     const int before = warp_inclusive_scan(count);
     if (crossed) {
       int64_t on_edge[kCellEdges];
-      for (int edge = 0; edge < kCellEdges; ++edge)
-        if (case_edges(bits) >> edge & 1) on_edge[edge] = dense_vertex(vertices, b, edge);
+      cell_vertices(vertices, b, case_edges(bits), on_edge);
       write_triangles(case_triangles(bits), mesh.faces + 3 * (first + before - count),
                       [&](int edge) { return on_edge[edge]; });
     }

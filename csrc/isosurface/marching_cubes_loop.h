@@ -139,10 +139,7 @@ void fill_slab_loop(const MarchingCubes<T>& task, const SignLattice& l, int64_t 
         const int b = __builtin_ctzll(left);
         const unsigned bits = cell_case(rows, b);
         int64_t on_edge[kCellEdges];
-        for (unsigned edges = case_edges(bits); edges != 0; edges &= edges - 1) {
-          const int edge = __builtin_ctz(edges);
-          on_edge[edge] = dense_vertex(vertices, b, edge);
-        }
+        cell_vertices(vertices, b, case_edges(bits), on_edge);
         write_triangles(case_triangles(bits), faces, [&](int edge) { return on_edge[edge]; });
         faces += 3 * num_triangles(bits);
       }
