@@ -164,7 +164,7 @@ _CUBE = (
 
 def test_a_mesh_without_a_clear_inside_is_made_watertight_first() -> None:
     pipe = shapes.half_pipe()
-    options = {"num_surface": 100, "num_volume": 500, "num_near": 500, "resolution": 64}
+    options = {"num_surface": 100, "num_volume": 500, "num_near": 500, "resolution": 32}
     left = geometry.prepare(pipe, PrepareSpec(watertight="none", **options))
     assert json.loads(left.metadata["doubt"]) > 0.01
     assert json.loads(left.metadata["epsilon"]) == 0
@@ -176,18 +176,18 @@ def test_a_mesh_without_a_clear_inside_is_made_watertight_first() -> None:
     assert json.loads(made.metadata["input_doubt"]) == json.loads(left.metadata["doubt"])
     assert json.loads(made.metadata["doubt"]) < 0.01
     epsilon = json.loads(made.metadata["epsilon"])
-    assert epsilon == pytest.approx(2 / 64)
+    assert epsilon == pytest.approx(2 / 32)
     field = DistanceField(normalize(pipe)[0])
     for name in ("surface", "sharp"):
         distance = field.unsigned(made[f"{name}_points"])
-        torch.testing.assert_close(distance, torch.full_like(distance, epsilon), atol=0.012, rtol=0)
+        torch.testing.assert_close(distance, torch.full_like(distance, epsilon), atol=0.025, rtol=0)
     # The same mesh and specification, the same bytes, through the repair too.
     again = geometry.prepare(pipe, PrepareSpec(num_sharp=50, **options))
     assert safetensors_bytes(made, made.metadata) == safetensors_bytes(again, again.metadata)
     clear = geometry.prepare(shapes.torus(), PrepareSpec(**options))
     assert "watertight" not in clear.metadata
     forced = geometry.prepare(shapes.torus(), PrepareSpec(**{**options, "watertight": "shell"}))
-    assert json.loads(forced.metadata["epsilon"]) == pytest.approx(2 / 64)
+    assert json.loads(forced.metadata["epsilon"]) == pytest.approx(2 / 32)
     assert forced["surface_points"].abs().max() > 1
 
 

@@ -40,6 +40,7 @@ def prepare(
         num_volume=num_volume,
         num_near=num_near,
         near_sigmas=tuple(sigmas),
+        watertight="none",
         labels="occupancy",
         seed=seed,
         per_mesh=False,
