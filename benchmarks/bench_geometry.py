@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -230,4 +230,58 @@ def ray_parity(device: torch.device, rings: int, sides: int) -> Case:
         reference=inside,
         check=close(0.0),
         bytes=s.points.nbytes * 4.0 / 3,
+    )
+
+
+@row(
+    family="geometry", op="watertight shell", shape="100k faces, 256", devices=("cpu",), rings=500, sides=100
+)
+@row(
+    family="geometry",
+    op="watertight shell",
+    shape="100k faces, 512",
+    devices=("cpu",),
+    rings=500,
+    sides=100,
+    resolution=512,
+)
+@row(
+    family="geometry",
+    op="watertight winding",
+    shape="100k faces, 256",
+    devices=("cpu",),
+    rings=500,
+    sides=100,
+    method="winding",
+)
+@row(
+    family="geometry",
+    op="watertight winding",
+    shape="100k faces, 512",
+    devices=("cpu",),
+    rings=500,
+    sides=100,
+    resolution=512,
+    method="winding",
+)
+def watertight(
+    device: torch.device,
+    rings: int,
+    sides: int,
+    resolution: int = 256,
+    method: Literal["shell", "winding"] = "shell",
+) -> Case:
+    """From the mesh to a checked, closed one."""
+    mesh = geometry.Mesh(*torus(rings, sides))
+    volume = mesh.volume
+
+    def closed(result: geometry.Mesh, expected: float) -> None:
+        assert result.is_watertight
+        thick = mesh.area * 2 / resolution if method == "shell" else 0.0
+        assert abs(result.volume - (expected + thick)) < 0.02 * expected
+
+    return Case(
+        run=lambda: geometry.watertight(mesh, resolution=resolution, method=method).mesh,
+        reference=lambda: volume,
+        check=closed,
     )
