@@ -36,6 +36,7 @@ def run_main(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, s
 
 
 def test_a_run_reports_counts_and_failures(capsys, tmp_path, folder) -> None:
+    pytest.importorskip("PIL")
     words = ["prepare", folder, "-o", tmp_path / "out", "--workers", 1, *SMALL]
     code, out, err = run_main(capsys, *words)
     assert code == 0, err
@@ -47,8 +48,11 @@ def test_a_run_reports_counts_and_failures(capsys, tmp_path, folder) -> None:
     ]
     assert "not a mesh with a surface: 1" in out
     assert f"2 prepared shapes in {tmp_path / 'out'}" in out.replace("\n", "")
-    code, out, err = run_main(capsys, *words, "--strict")
+    picture = tmp_path / "sheet.png"
+    code, out, err = run_main(capsys, *words, "--strict", "--contact-sheet", picture)
     assert code == 1
+    assert f"wrote {picture}" in err
+    assert picture.read_bytes()[16:24] == (320).to_bytes(4, "big") + (160).to_bytes(4, "big")
     assert "prepared before" in out
     assert "--retry-failed tries again" in out
     code, _, err = run_main(capsys, *words, "--set", "num_near=41")

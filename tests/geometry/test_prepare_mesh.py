@@ -288,3 +288,20 @@ def test_the_bytes_do_not_depend_on_the_processor() -> None:
         found.add(result.stdout)
         assert len(result.stdout.split()) == 4
     assert len(found) == 1
+
+
+def test_a_contact_sheet_has_a_tile_for_each_shape(tmp_path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    spec = PrepareSpec(num_surface=500, num_volume=0, num_near=0)
+    prepared = [geometry.prepare(shapes.torus(segments=16 + n), spec) for n in range(3)]
+    without = geometry.prepare(
+        shapes.torus(segments=16), PrepareSpec(num_surface=0, num_volume=9, num_near=0)
+    )
+    assert geometry.contact_sheet([*prepared, without], tmp_path / "sheet.png", columns=3, size=40) == 4
+    with image.open(tmp_path / "sheet.png") as picture:
+        pixels = torch.tensor(list(picture.convert("L").getdata())).view(80, 120)
+    drawn = [(pixels[y : y + 40, x : x + 40] < 250).float().mean() for y in (0, 40) for x in (0, 40, 80)]
+    assert all(0.1 < share < 0.9 for share in drawn[:3])
+    assert drawn[3:] == [0, 0, 0]
+    with pytest.raises(ValueError, match="no shapes to draw"):
+        geometry.contact_sheet([], tmp_path / "sheet.png")

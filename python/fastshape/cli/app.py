@@ -127,6 +127,9 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="of this process among --world-size; default: from torchrun or Slurm, else 0 of 1",
     )
     prepare.add_argument("--world-size", type=_at_least(1), metavar="W", help="processes that share the work")
+    prepare.add_argument(
+        "--contact-sheet", metavar="PNG", help="draw up to 64 of the prepared shapes, evenly chosen"
+    )
     prepare.add_argument("--strict", action="store_true", help="exit code 1 if any mesh failed, else 0")
 
 

@@ -17,18 +17,22 @@ from rich.table import Table
 
 from fastshape import pipelines
 from fastshape.cli.app import CommandError
-from fastshape.geometry import PrepareSpec
+from fastshape.geometry import PreparedFolder, PrepareSpec, contact_sheet
+from fastshape.geometry.optional import require
 from fastshape.pipelines import ItemResult, PrepareReport, Rank
 
 _EVERY = 10.0  # seconds between the lines where there is no terminal
 _SHOWN = 20  # failures that are printed as they come
 _EXAMPLES = 3  # of each kind in the report
+_TILES = 64  # of the contact sheet
 
 
 def run(options: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     spec = specification(options)
     rank = _rank(options)
+    if options.contact_sheet:
+        require("PIL.Image", "image", "drawing a picture")  # before the work, not after it
     with _Watch(console, rank) as watch:
         try:
             report = pipelines.prepare(
@@ -49,7 +53,16 @@ def run(options: argparse.Namespace) -> int:
             again = shlex.join(["fastshape", *options.words])
             raise KeyboardInterrupt(f"{stopped}; to go on: {again}") from None
     print_report(report, Path(options.output), Console(highlight=False))
+    if options.contact_sheet and report.num_indexed:
+        _draw(Path(options.output), Path(options.contact_sheet), console)
     return 1 if options.strict and report.failures else 0
+
+
+def _draw(prepared: Path, picture: Path, console: Console) -> None:
+    shapes = PreparedFolder(prepared)
+    count = min(len(shapes), _TILES)
+    contact_sheet((shapes[i * len(shapes) // count] for i in range(count)), picture)
+    console.print(f"wrote {picture}", markup=False, soft_wrap=True)
 
 
 def specification(options: argparse.Namespace) -> PrepareSpec:

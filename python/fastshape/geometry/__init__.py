@@ -1,6 +1,7 @@
 """Meshes: reading and writing, normalization, sampling, extraction from fields, comparison, pictures."""
 
 from fastshape.geometry import shapes as shapes
+from fastshape.geometry.contact_sheet import contact_sheet as contact_sheet
 from fastshape.geometry.distance import DistanceField as DistanceField
 from fastshape.geometry.distance import signed_distance as signed_distance
 from fastshape.geometry.extract import NoSurfaceError as NoSurfaceError
