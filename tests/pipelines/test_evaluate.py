@@ -205,6 +205,22 @@ def test_files_and_resume(folders, tmp_path) -> None:
     assert evaluate_pairs(pairs, output, QUICK, seed=8, resume=True, group="raw").reused == 1
 
 
+def test_a_stopped_run_goes_on(folders, tmp_path) -> None:
+    pairs = find_pairs(*folders)
+
+    def stop(record: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_pairs(pairs, tmp_path / "out", QUICK, on_item=stop)
+    assert not (tmp_path / "out" / "summary.json").exists()
+    report = evaluate_pairs(pairs, tmp_path / "out", QUICK, resume=True)
+    assert report.reused == 1
+    evaluate_pairs(pairs, tmp_path / "whole", QUICK)
+    for name in ("shapes.csv", "summary.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_options_reach_the_protocol(folders) -> None:
     pairs = find_pairs(folders[0] / "torus.stl", folders[1] / "torus.ply")
     started: list[str] = []
