@@ -278,6 +278,27 @@ def test_winding_thickens_thin_parts_and_nothing_else():
     assert float(volumes[0]) == pytest.approx(side**2 * 2 * (report.epsilon + 1e-3), rel=0.05)
 
 
+def test_a_wall_within_a_solid_leaves_no_trace():
+    """Two boxes share a wall that lies on a plane of the lattice, where the winding number may be either."""
+    upper = box((-1, -1, 0), (1, 1, 1))
+    mesh = Mesh.join([box((-1, -1, -1), (1, 1, 0)), upper])
+    result, report = watertight(mesh, resolution=64, method="winding")
+    assert (report.parts_out, report.cavities_out) == (1, 0)
+    assert report.thickened == 0
+    assert result.volume == pytest.approx(8, rel=0.01)
+
+
+def test_crumbs_are_dropped_and_parts_are_not():
+    module = sys.modules["fastshape.geometry.watertight"]
+    mesh = Mesh.join([ball(1), ball(0.1, (2, 0, 0)), ball(0.05, (3, 0, 0)), ball(0.05).flip()])
+    small = 4 / 3 * math.pi * 0.08**3
+    assert parts.count_parts(module._without_crumbs(mesh, 1, small)) == (2, 0)
+    assert parts.count_parts(module._without_crumbs(mesh, 3, small)) == (3, 0)
+    assert parts.count_parts(module._without_crumbs(mesh, 1, 10.0)) == (1, 0)
+    assert module._without_crumbs(mesh, 4, 10.0) is mesh
+    assert module._without_crumbs(mesh, 1, 1e-9) is mesh
+
+
 def test_what_winding_cannot_give_becomes_a_shell(monkeypatch):
     module = sys.modules["fastshape.geometry.watertight"]
     mesh = SHAPES["holes"]()

@@ -33,6 +33,7 @@ from fastshape.geometry.union import (
     cut_apart,
     has_manifold3d,
     overlap,
+    part_volumes,
     union,
 )
 
@@ -311,6 +312,7 @@ def _winding(mesh: Mesh, resolution: int, epsilon: float, clock: _Clock) -> tupl
     cell = 2.1 / resolution
     reach = max(math.sqrt(3) * cell, epsilon + cell) * 1.001
     lattice = _lattice(resolution, reach + cell)
+    on_face = 1e-3 * cell
     with clock("band"):
         bvh = ops.build_bvh(mesh.vertices.float(), mesh.faces)
         indices, distance = narrow_band(lattice, bvh, reach)
@@ -321,7 +323,9 @@ def _winding(mesh: Mesh, resolution: int, epsilon: float, clock: _Clock) -> tupl
         winding = ops.winding_number(lattice.points(indices), bvh)
         size = torch.minimum(distance, (winding - 0.5).abs() * (_FILM * cell))
         values = torch.where(winding > 0.5, -size, size)
-        return torch.where(lattice.on_border(indices), size, values)
+        # On a face the winding number may be either: inside, so that a wall within a solid leaves no trace.
+        values = torch.where(distance < on_face, -on_face, values)
+        return torch.where(lattice.on_border(indices), size.clamp_min(on_face), values)
 
     def film(indices: Tensor) -> Tensor:
         return signed(indices, ops.closest_point(lattice.points(indices), bvh).distance)
@@ -341,7 +345,7 @@ def _winding(mesh: Mesh, resolution: int, epsilon: float, clock: _Clock) -> tupl
             at, found = find(indices, indices[rows] + step)
             at = at[found]
             at = at[(values[at] >= 0) & (distance[at] >= epsilon)]
-            values[at] = (distance[at] - epsilon).clamp_min(1e-3 * cell)
+            values[at] = (distance[at] - epsilon).clamp_min(on_face)
         values[thin] = distance[thin] - epsilon
         thickened = float(thin.sum()) / max(1, int(near.sum()))
     with clock("sign"):
@@ -349,6 +353,20 @@ def _winding(mesh: Mesh, resolution: int, epsilon: float, clock: _Clock) -> tupl
     if followed is None:
         return None
     return _marched(lattice, *followed, 0.0, clock), thickened
+
+
+def _without_crumbs(mesh: Mesh, num_parts: int, volume: float) -> Mesh:
+    """The largest parts of a closed mesh, and of the others those that are not smaller than a cell."""
+    part, count = connected_parts(mesh.faces, mesh.num_vertices)
+    if count <= num_parts:
+        return mesh
+    volumes = part_volumes(mesh, part, count)
+    kept = volumes.abs() >= volume
+    kept[volumes.topk(min(num_parts, count)).indices] = True
+    if bool(kept.all()):
+        return mesh
+    used, faces = mesh.faces[kept[part]].unique(return_inverse=True)
+    return Mesh(mesh.vertices[used], faces.view(-1, 3))
 
 
 def watertight(
@@ -385,7 +403,8 @@ def watertight(
     installed, refuses a part or leaves an overlap; "winding", if the parts are closed, or the sign is in
     doubt for at most 1 % of the queries (see :func:`fastshape.geometry.signed_distance`) and the film stays
     small; "shell". "winding" gives way to "shell" also where a sample of the input would lie farther outside
-    the result than ``epsilon`` and a cell, or where it falls into more pieces than the input has.
+    the result than ``epsilon`` and a cell, or where it falls into more pieces than the input has (pieces
+    smaller than a cell are dropped).
 
     Args:
         mesh: any mesh with a surface area.
@@ -536,6 +555,7 @@ class _Run:
         if found is None:
             return None
         result, self.thickened = found
+        result = _without_crumbs(result, self.parts_in()[0], self.cell**3)
         if self.thickened:
             self.why.append(f"winding: {self.thickened:.3g} of the surface is thin, and became thicker")
         return result
