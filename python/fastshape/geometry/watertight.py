@@ -464,6 +464,8 @@ class _Run:
     thickened: float = 0.0
 
     def run(self, method: Method) -> Watertight:
+        if method != "auto":
+            self.why.append(f"{method}: asked for")
         if method == "union":
             if not self.prepared.closed:
                 raise WatertightError('"union" needs closed parts, and this mesh has open edges')
