@@ -99,12 +99,16 @@ template <class T>
 void touch_next_slab(const MarchingCubes<T>& task, const SignLattice& l, int64_t x) {
   if (x + 1 == l.size_x) return;
   const int64_t words = l.size_y * l.row_words;
-  const uint64_t* const inside = l.inside + x * words;
   const T* row = task.values + (x + 1) * l.size_y * l.size_z;
   for (int64_t y = 0; y < l.size_y; ++y, row += l.size_z) {
     for (int64_t w = 0; w < l.row_words; ++w) {
-      const int64_t word = y * l.row_words + w;
-      for (uint64_t left = inside[word] ^ inside[word + words]; left != 0; left &= left - 1) {
+      const int64_t word = word_index(l, x + 1, y, w);
+      const uint64_t here = l.inside[word];
+      uint64_t left = (here ^ inside_above(l, word, w)) & lower_ends(l, w);
+      left |= here ^ l.inside[word - words];
+      if (y > 0) left |= here ^ l.inside[word - l.row_words];
+      if (y + 1 < l.size_y) left |= here ^ l.inside[word + l.row_words];
+      for (; left != 0; left &= left - 1) {
         const volatile T* value = row + 64 * w + __builtin_ctzll(left);
         static_cast<void>(*value);
       }
