@@ -278,6 +278,26 @@ def test_winding_thickens_thin_parts_and_nothing_else():
     assert float(volumes[0]) == pytest.approx(side**2 * 2 * (report.epsilon + 1e-3), rel=0.05)
 
 
+@pytest.mark.parametrize("resolution", [40, 64])
+def test_no_slits_in_a_wall_about_a_cell_thick(resolution):
+    """A tube whose round wall passes between lattice points at every slant: a tunnel, and no other hole."""
+    tube = manifold3d.Manifold.cylinder(1.6, 1.0, 1.0, 96, True) - manifold3d.Manifold.cylinder(
+        2.0, 0.97, 0.97, 96, True
+    )
+    arrays = tube.rotate((20.0, 30.0, 40.0)).to_mesh()
+    mesh = Mesh(
+        torch.from_numpy(arrays.vert_properties[:, :3].astype("float64")),
+        torch.from_numpy(arrays.tri_verts.astype("int64")),
+    )
+    result, report = watertight(mesh, resolution=resolution, method="winding")
+    assert result.is_watertight
+    assert report.lost == 0
+    assert report.parts_out == 1
+    assert result.num_vertices - result.num_faces // 2 == 0
+    # No sample of the middle of the wall is farther than a cell inside or outside.
+    assert report.largest_distance < 1.5 * report.cell
+
+
 def test_a_wall_within_a_solid_leaves_no_trace():
     """Two boxes share a wall that lies on a plane of the lattice, where the winding number may be either."""
     upper = box((-1, -1, 0), (1, 1, 1))

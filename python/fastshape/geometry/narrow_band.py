@@ -160,6 +160,65 @@ def far_from_inside(
     return result
 
 
+def between_points(
+    lattice: Lattice,
+    indices: Tensor,
+    inside: Tensor,
+    distance: Tensor,
+    normals: Tensor,
+    bvh: ops.Bvh,
+) -> Tensor:
+    """Which outside points have a wall beside them that passes between two lattice points unseen.
+
+    The two are outside, neighbors along an axis, or across a square whose other corners are inside (there the
+    surface would let both through); the way from either to the other meets the mesh, and what they meet looks
+    apart by more than 120 degrees: the two sides of a wall, not the edge of a solid.
+
+    Args:
+        lattice: whose points.
+        indices: flat indices (N,), ascending.
+        inside: (N,) bool.
+        distance: to the mesh, (N,).
+        normals: of the mesh's faces, (F, 3) float32.
+        bvh: of the mesh, in float32.
+
+    Returns:
+        (N,) bool: of each such two the one nearer to the wall.
+    """
+    chosen = torch.zeros_like(inside)
+    n = lattice.count
+    strides = (n * n, n, 1)
+    outside = ~inside
+    ways: list[tuple[int, int | None]] = [(stride, None) for stride in strides]
+    for low, high in ((2, 1), (2, 0), (1, 0)):
+        ways += [(strides[high] + sign * strides[low], strides[high]) for sign in (1, -1)]
+    for step, corner in ways:
+        way = (lattice.coords(torch.tensor([step + n * n + n + 1]))[0] - 1).double() * lattice.cell
+        length = float(way.norm())
+        rows = (outside & (distance < length)).nonzero().flatten()
+        at, found = find(indices, indices[rows] + step)
+        found &= outside[at] & (distance[rows] + distance[at] <= length)
+        rows, at = rows[found], at[found]
+        if corner is not None:
+            for other in (corner, step - corner):
+                place, found = find(indices, indices[rows] + other)
+                found &= inside[place]
+                rows, at = rows[found], at[found]
+        for some in torch.arange(len(rows)).split(_CHUNK):
+            ends = rows[some], at[some]
+            directions = way.float().expand(len(some), 3)
+            hits = [
+                ops.cast_rays(lattice.points(indices[end]), (sign * directions).contiguous(), bvh)
+                for end, sign in zip(ends, (1, -1), strict=True)
+            ]
+            met = (hits[0].face >= 0) & (hits[1].face >= 0) & (hits[0].t + hits[1].t <= 1)
+            seen = [normals[hit.face.clamp_min(0)] for hit in hits]
+            wall = met & ((seen[0] * seen[1]).sum(1) < -0.5)
+            nearer = torch.where(distance[ends[0]] <= distance[ends[1]], ends[0], ends[1])
+            chosen[nearer[wall]] = True
+    return chosen
+
+
 def grow(lattice: Lattice, indices: Tensor, chosen: Tensor, within: Tensor, rounds: int) -> Tensor:
     """The chosen points (N,) bool, and those of ``within`` that a few king's moves lead to from them."""
     chosen = chosen.clone()

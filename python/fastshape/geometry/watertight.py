@@ -17,6 +17,7 @@ from fastshape.geometry.distance import DistanceField
 from fastshape.geometry.mesh import Mesh, Normalization, normalize
 from fastshape.geometry.narrow_band import (
     Lattice,
+    between_points,
     crossed_cells,
     far_from_inside,
     find,
@@ -43,6 +44,8 @@ MOST_DOUBT = 0.01  # share of queries whose sign is in doubt, above which a mesh
 MOST_OVERLAP = 1e-3  # share of a single part's area that may lie inside it; of a union's
 _QUERIES = 32768  # for the doubt
 _SAMPLES = 65536  # for what the result has lost
+_WALL = 0.25  # cells: how deep a point is that stands in for a wall beside it
+_MOST_ROUNDS = 8  # of looking for such walls
 _FILM = 16.0  # cells: how the winding number is scaled to a length where the surface has holes
 
 
@@ -60,7 +63,7 @@ class WatertightReport:
         resolution: cells along [-1.05, 1.05], None where no lattice was used.
         cell: side of a cell, None without a lattice.
         epsilon: thickness added on every side, by "shell" everywhere, by "winding" where it had to; else 0.
-        thickened: share of the surface, measured by lattice points beside it, that became thicker.
+        thickened: share of the surface, measured by lattice points beside it, that became thicker or moved.
         merged_vertices: vertices at equal positions that became one.
         dropped_faces: degenerate faces, and copies of others.
         flipped_faces: faces that had to be turned over.
@@ -347,7 +350,15 @@ def _winding(mesh: Mesh, resolution: int, epsilon: float, clock: _Clock) -> tupl
             at = at[(values[at] >= 0) & (distance[at] >= epsilon)]
             values[at] = (distance[at] - epsilon).clamp_min(on_face)
         values[thin] = distance[thin] - epsilon
-        thickened = float(thin.sum()) / max(1, int(near.sum()))
+        # A wall between two points closes through the nearer one; that may open another way beside it.
+        seen, normals = torch.zeros_like(thin), mesh.face_normals.float()
+        for _ in range(_MOST_ROUNDS):
+            more = between_points(lattice, indices, values < 0, distance, normals, bvh)
+            values[more] = -_WALL * cell
+            seen |= more
+            if not bool(more.any()):
+                break
+        thickened = float((thin | seen).sum()) / max(1, int(near.sum()))
     with clock("sign"):
         followed = follow(lattice, indices, values, 0.0, film, most=4 * len(indices) + 4096)
     if followed is None:
@@ -393,7 +404,8 @@ def watertight(
     - "winding": the surface where the winding number passes 1/2, on a lattice of ``resolution`` cells along
       [-1.05, 1.05]. Holes are closed by a film, cavities stay, edges are beveled within a cell, and nothing
       becomes thicker but places where the lattice finds no inside, of parts thinner than about a cell: there
-      all points within ``epsilon`` are solid.
+      all points within ``epsilon`` are solid. A wall that passes between two lattice points moves to the
+      nearer one, so that it has no slits.
     - "shell": the outer surface of all points within ``epsilon`` of the mesh: open sheets become slabs of
       thickness 2 ``epsilon``, whatever is enclosed becomes solid, holes narrower than 2 ``epsilon`` close.
       Closed shapes grow by ``epsilon`` on every side (so does what a VAE sees that is trained on such
