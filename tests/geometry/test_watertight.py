@@ -319,6 +319,14 @@ def test_crumbs_are_dropped_and_parts_are_not():
     assert module._without_crumbs(mesh, 1, 1e-9) is mesh
 
 
+@pytest.mark.parametrize("resolution", [63, 64])
+def test_a_plate_of_no_thickness_on_the_lattice(resolution):
+    """At 64 a layer of lattice points lies in the plate, by less than float32 tells."""
+    result, report = watertight(box((-1, -1, -1e-9), (1, 1, 1e-9)), resolution=resolution, method="winding")
+    assert report.thickened == 1
+    assert result.volume == pytest.approx((2 + 2 * report.epsilon) ** 2 * 2 * report.epsilon, rel=0.05)
+
+
 def test_what_winding_cannot_give_becomes_a_shell(monkeypatch):
     module = sys.modules["fastshape.geometry.watertight"]
     mesh = SHAPES["holes"]()
@@ -347,6 +355,31 @@ def test_union_of_boxes_is_exact():
     torch.testing.assert_close(result.bounds, torch.tensor([[0.0] * 3, [3.0] * 3], dtype=torch.float64))
     assert report.epsilon == 0
     assert report.largest_distance < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("other", "volume"),
+    [
+        (((-0.25, -2, -0.25), (0.25, 2, 0.25)), 1 + 1 - 0.125),  # a cross
+        (((-1, -1, -0.2), (1, 1, -0.15)), 1 + 0.2 - 0.5 * 2 * 0.05),  # a bar through a plate
+        (((1.8, -0.1, -0.1), (2.1, 0.1, 0.1)), 1 + 0.2 * 0.2 * 0.1),  # a knob at its end
+    ],
+)
+def test_overlaps_that_no_middle_of_a_face_shows(other, volume):
+    mesh = Mesh.join([box((-2, -0.25, -0.25), (2, 0.25, 0.25)), box(*other)])
+    result, report = watertight(mesh)
+    assert report.method == "union"
+    assert report.overlap > 1e-3
+    assert report.parts_out == 1
+    assert result.volume == pytest.approx(volume, rel=1e-9)
+
+
+def test_overlap_is_a_share_of_the_area():
+    bars = [box((-2, -0.25, -0.25), (2, 0.25, 0.25)), box((-0.25, -2, -0.2), (0.25, 2, 0.3))]
+    # Of the first bar its top and both sides up to the other's walls, of the other the bottom and both sides.
+    hidden = 2 * (0.5 * 0.5 + 2 * 0.5 * 0.45)
+    assert parts.overlap(Mesh.join(bars)) == pytest.approx(hidden / 17, rel=0.05)
+    assert parts.overlap(bars[0]) == 0
 
 
 def test_union_keeps_a_cavity_except_where_another_part_reaches_into_it():

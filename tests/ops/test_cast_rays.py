@@ -209,6 +209,8 @@ def test_crossings_through_vertices_and_of_special_points(backend):
     points = torch.tensor([[torch.nan, 0, 0], [0, 0, 0], [5, 0, 0]])
     assert crossings(backend, points, *cube()).tolist() == [0, 1, 0]
     assert crossings(backend, points[:0], *cube()).shape == (0,)
+    with pytest.raises(ValueError, match=r"`direction` must have shape \(3,\), got \(2, 3\)"):
+        crossings(backend, points, *cube(), direction=backend.put(points[1:]))
 
 
 # ---- The operators -----------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def oriented_faces(vertices: Tensor, faces: Tensor) -> Tensor:
     corners = points[faces]
     cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = 0.5 * cross.norm(dim=1)
-    component, flip = _components(_row_numbers(points)[faces])
+    component, flip = _components(row_numbers(points)[faces])
 
     # Of a component and its reverse, the one that flips less area.
     balance = area.new_zeros(len(faces)).index_add_(0, component, torch.where(flip, -area, area))
@@ -98,7 +98,7 @@ def closing_faces(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
         (V + C, 3), the vertices and the middle of each fan; (K, 3) int64, the new faces, none for a mesh
         without a border.
     """
-    first = _first_at(vertices)
+    first = first_at(vertices)
     start = first[faces].flatten()
     end = first[faces.roll(-1, 1)].flatten()
     keys = torch.minimum(start, end) * len(vertices) + torch.maximum(start, end)
@@ -113,24 +113,33 @@ def closing_faces(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     up = balance[border] > 0
     tail, head = torch.where(up, high, low), torch.where(up, low, high)  # against the mesh's own direction
 
-    label = torch.arange(len(vertices), device=faces.device)
-    while True:
-        lowest = torch.minimum(label[tail], label[head])
-        new = label.scatter_reduce(0, torch.cat([tail, head]), torch.cat([lowest, lowest]), "amin")
-        new = new[new]
-        if torch.equal(new, label):
-            break
-        label = new
-    _, piece = label[tail].unique(return_inverse=True)
+    _, piece = joined(tail, head, len(vertices))[tail].unique(return_inverse=True)
     count = int(piece.max()) + 1 if len(piece) else 0
     weight = vertices.new_zeros(count).index_add_(0, piece, vertices.new_ones(len(piece)))
     total = vertices.new_zeros(count, 3).index_add_(0, piece, vertices[tail])
     return torch.cat([vertices, total / weight[:, None]]), torch.stack([tail, head, len(vertices) + piece], 1)
 
 
-def _first_at(vertices: Tensor) -> Tensor:
+def joined(u: Tensor, v: Tensor, count: int) -> Tensor:
+    """(count,) int64: for each node the lowest one that the edges u-v join it with."""
+    parent = torch.arange(count, device=u.device)
+    while True:
+        u, v = parent[u], parent[v]
+        differ = u != v
+        u, v = u[differ], v[differ]
+        if not len(u):
+            return parent
+        parent.scatter_reduce_(0, torch.maximum(u, v), torch.minimum(u, v), "amin")
+        while True:
+            above = parent[parent]
+            if torch.equal(above, parent):
+                break
+            parent = above
+
+
+def first_at(vertices: Tensor) -> Tensor:
     """(V,) int64: for each vertex the first of those at its place."""
-    number = _row_numbers(vertices)
+    number = row_numbers(vertices)
     rows = torch.arange(len(vertices), device=vertices.device)
     return torch.full_like(rows, len(vertices)).scatter_reduce(0, number, rows, "amin")[number]
 
@@ -146,7 +155,7 @@ def _last_of_each(keys: Tensor, values: Tensor, count: int) -> Tensor:
     )
 
 
-def _row_numbers(rows: Tensor) -> Tensor:
+def row_numbers(rows: Tensor) -> Tensor:
     """(N,) int64: equal numbers for equal rows of (N, 3), ascending with the rows.
 
     Several times faster than ``torch.unique(dim=0)``.
@@ -175,7 +184,7 @@ def _components(faces: Tensor) -> tuple[Tensor, Tensor]:
     odd = (place[:, 0] > place[:, 1]) ^ (place[:, 1] > place[:, 2]) ^ (place[:, 0] > place[:, 2])
     proper = (ranked[:, 0] != ranked[:, 1]) & (ranked[:, 1] != ranked[:, 2])
     number = torch.arange(count, device=device)
-    copies = _row_numbers(ranked)
+    copies = row_numbers(ranked)
     first = torch.full_like(number, count).scatter_reduce(0, copies, number, "amin")[copies]
     single = proper & (first == number)
 

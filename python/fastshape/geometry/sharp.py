@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from fastshape.geometry.mesh import Mesh
 from fastshape.geometry.neighbors import nearest_neighbors
-from fastshape.geometry.orientation import _row_numbers
+from fastshape.geometry.orientation import first_at, row_numbers
 from fastshape.geometry.sampling import farthest_subset, sample_faces
 
 SharpWeighting = Literal["dora", "length", "angle", "area"]
@@ -68,10 +68,7 @@ def count_salient_edges(mesh: Mesh, angle: float = 15.0) -> int:
 
 def _welded_faces(mesh: Mesh) -> Tensor:
     """(F, 3) int64, the faces with each vertex replaced by the lowest one at its place."""
-    number = _row_numbers(mesh.vertices)
-    rows = torch.arange(mesh.num_vertices)
-    lowest = torch.full_like(rows, mesh.num_vertices).scatter_reduce(0, number, rows, "amin")
-    return lowest[number][mesh.faces]
+    return first_at(mesh.vertices)[mesh.faces]
 
 
 class _Edges(NamedTuple):
@@ -97,7 +94,7 @@ def _manifold_edges(mesh: Mesh) -> _Edges:
     kept = (mesh.face_areas > 0).nonzero()[:, 0]
     found = _pairs(welded, kept, mesh.num_vertices, strict=True)
     if found is None:  # three faces or more meet somewhere: perhaps copies
-        number = _row_numbers(welded[kept].sort(1).values)
+        number = row_numbers(welded[kept].sort(1).values)
         first = torch.full((len(kept),), len(kept)).scatter_reduce(0, number, torch.arange(len(kept)), "amin")
         kept = kept[first[first < len(kept)].sort().values]
         found = _pairs(welded, kept, mesh.num_vertices, strict=False)

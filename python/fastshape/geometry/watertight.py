@@ -25,7 +25,7 @@ from fastshape.geometry.narrow_band import (
     grow,
     narrow_band,
 )
-from fastshape.geometry.orientation import _row_numbers, oriented_faces
+from fastshape.geometry.orientation import oriented_faces, row_numbers
 from fastshape.geometry.sampling import sample_surface
 from fastshape.geometry.union import (
     UnionError,
@@ -37,6 +37,7 @@ from fastshape.geometry.union import (
     part_volumes,
     union,
 )
+from fastshape.ops.rows import count_edges
 
 Method = Literal["auto", "union", "winding", "shell"]
 
@@ -135,13 +136,7 @@ class _Clock:
 
 def _open_edges(mesh: Mesh) -> int:
     """Edges that are not met by exactly two faces in opposite directions."""
-    start, end = mesh.faces, mesh.faces.roll(-1, 1)
-    low, high = torch.minimum(start, end), torch.maximum(start, end)
-    _, edge, count = (
-        (low * mesh.num_vertices + high).flatten().unique(return_inverse=True, return_counts=True)
-    )
-    balance = torch.zeros_like(count).index_add_(0, edge, torch.where(start < end, 1, -1).flatten())
-    return int(((count != 2) | (balance != 0)).sum())
+    return sum(count_edges(mesh.faces.int(), mesh.num_vertices))
 
 
 @dataclass(frozen=True)
@@ -175,7 +170,7 @@ def _prepare(mesh: Mesh) -> _Prepared:
         return _Prepared(turned, None, True, 0, len(faces) - len(given.faces), flipped)
 
     # Equal positions are one vertex.
-    row = _row_numbers(mesh.vertices)
+    row = row_numbers(mesh.vertices)
     first = torch.full((int(row.max()) + 1,), mesh.num_vertices).scatter_reduce(
         0, row, torch.arange(mesh.num_vertices), "amin"
     )
@@ -213,7 +208,7 @@ def _without_copies(faces: Tensor) -> list[Tensor]:
     proper = (ranked[:, 0] != ranked[:, 1]) & (ranked[:, 1] != ranked[:, 2])
     odd = (place[:, 0] > place[:, 1]) ^ (place[:, 1] > place[:, 2]) ^ (place[:, 0] > place[:, 2])
     number = torch.arange(len(faces))
-    copies = _row_numbers(ranked)
+    copies = row_numbers(ranked)
     kept = proper & (
         torch.full_like(number, len(faces)).scatter_reduce(0, copies, number, "amin")[copies] == number
     )
@@ -338,10 +333,11 @@ def _winding(mesh: Mesh, resolution: int, epsilon: float, clock: _Clock) -> tupl
             [signed(i, d) for i, d in zip(indices.split(1 << 20), distance.split(1 << 20), strict=True)]
         )
     with clock("thin"):
-        near = (values >= 0) & (distance < epsilon)
+        deep = values < -on_face  # a point on a face has no solid around it
+        near = ~deep & (distance < epsilon)
         rows = near.nonzero().flatten()
         thin = torch.zeros_like(near)
-        thin[rows] = far_from_inside(lattice, indices, values < 0, rows, bvh)
+        thin[rows] = far_from_inside(lattice, indices, deep, rows, bvh)
         thin = grow(lattice, indices, thin, near, rounds=3)  # until it overlaps with what has an inside
         rows, n = thin.nonzero().flatten(), lattice.count
         for step in (1, -1, n, -n, n * n, -n * n):

@@ -187,7 +187,7 @@ def marching_cubes(values: Tensor, *, level: float = 0.0) -> tuple[Tensor, Tenso
 
 
 def _marching_cubes_sparse(values: Tensor, coords: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
-    module, op = backend(), "marching_cubes_sparse"
+    module = backend()
     num_cells = values.shape[0] if values.ndim else 0
     workspace = _bytes(module.marching_cubes_sparse_workspace_bytes(num_cells, values.is_cuda), values)
     counts = values.new_empty(_NUM_COUNTS, dtype=torch.int64)
@@ -197,8 +197,6 @@ def _marching_cubes_sparse(values: Tensor, coords: Tensor, level: float) -> tupl
         raise ValueError(
             f"`coords` must lie in [0, {_MAX_COORD}], got {coords[bad_cell].tolist()} in cell {bad_cell}"
         )
-    if num_vertices >= 2**32:
-        raise ValueError(f"{op}: {num_vertices} vertices; fewer than 2^32 are supported")
     fill_workspace = _bytes(
         module.marching_cubes_sparse_fill_workspace_bytes(num_vertices, values.is_cuda), values
     )

@@ -506,6 +506,11 @@ _ray_crossings_op = define(
 )
 
 
+def _constant(rows: list[list[float]], like: Tensor) -> Tensor:
+    """On the device of ``like`` without waiting for it: the driver keeps a copy of what it has to send."""
+    return torch.tensor(rows, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 def _ray_directions(count: int) -> list[list[float]]:
     """Unit vectors that no mesh is aligned with: the first points of an additive recurrence on the sphere."""
     directions = []
@@ -546,7 +551,7 @@ def ray_parity(points: Tensor, bvh: Bvh, *, num_rays: int = 3, directions: Tenso
     if directions is None:
         if num_rays < 1:
             raise ValueError(f"`num_rays` must be at least 1, got {num_rays}")
-        directions = torch.tensor(_ray_directions(num_rays), dtype=points.dtype, device=points.device)
+        directions = _constant(_ray_directions(num_rays), points)
     return _ray_parity_op(points.detach(), directions.detach(), *bvh.arrays)
 
 
@@ -578,7 +583,9 @@ def ray_crossings(points: Tensor, bvh: Bvh, *, direction: Tensor | None = None) 
     Device: CPU and CUDA with equal results; no sync.
     """
     if direction is None:
-        directions = torch.tensor(_AXIAL, dtype=points.dtype, device=points.device)
+        directions = _constant(_AXIAL, points)
+    elif direction.shape != (3,):
+        raise ValueError(f"`direction` must have shape (3,), got {tuple(direction.shape)}")
     else:
-        directions = direction.detach().reshape(-1, 3)
+        directions = direction.detach()[None]
     return _ray_crossings_op(points.detach(), directions, *bvh.arrays)
