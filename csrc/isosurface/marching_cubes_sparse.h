@@ -3,7 +3,7 @@
 // Vertices are ordered by (lattice point x, y, z; axis) of their edges, faces by their cells in the
 // input and then as in the table of cases. An edge that several cells of the list share is owned by
 // the last of them in the order of (x, y, z), which is the cell whose lowest corner is the edge's
-// lower end wherever that one is in the list.
+// lower end wherever that one is in the list; of several copies of a cell it is the first.
 //
 // The sizes of the outputs are only known after counting: marching_cubes_sparse_count leaves what
 // it found in its workspace, and with it marching_cubes_sparse_fill writes the outputs.

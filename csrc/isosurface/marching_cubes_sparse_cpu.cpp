@@ -77,6 +77,11 @@ class Ahead {
 
 unsigned own_edges(unsigned bits) { return case_edges(bits) & 7u; }
 
+// Whether a crossed cell is there before: then the first of its copies owns the vertices of all.
+bool is_copy(const SparseWorkspace& w, int64_t i) {
+  return i > 0 && w.crossed[i - 1].key == w.crossed[i].key;
+}
+
 int count_three(unsigned bits) { return 0xE994 >> 2 * bits & 3; }
 
 // All orphans, in the order of their edges; of one edge's cells the last.
@@ -189,7 +194,7 @@ void marching_cubes_sparse_count(const MarchingCubesSparse<T>& task, void* works
   std::vector<int64_t> vertices = per_piece(counts->num_crossed);
   for_pieces(counts->num_crossed, [&](int64_t begin, int64_t end, int64_t piece) {
     for (int64_t i = begin; i < end; ++i)
-      vertices[piece] += count_three(own_edges(w.crossed_cases[i]));
+      if (!is_copy(w, i)) vertices[piece] += count_three(own_edges(w.crossed_cases[i]));
   });
   counts->num_vertices =
       exclusive_scan(vertices) + static_cast<int64_t>(find_orphans(w, counts->num_crossed).size());
@@ -209,7 +214,7 @@ void marching_cubes_sparse_fill(const MarchingCubesSparse<T>& task, const void* 
   std::vector<int64_t> pieces = per_piece(num_crossed);
   for_pieces(num_crossed, [&](int64_t begin, int64_t end, int64_t piece) {
     for (int64_t i = begin; i < end; ++i)
-      pieces[piece] += count_three(own_edges(w.crossed_cases[i]));
+      if (!is_copy(w, i)) pieces[piece] += count_three(own_edges(w.crossed_cases[i]));
   });
   exclusive_scan(pieces);
   std::vector<int64_t> first(static_cast<size_t>(num_crossed)), orphan_vertex(orphans.size());
@@ -223,6 +228,10 @@ void marching_cubes_sparse_fill(const MarchingCubesSparse<T>& task, const void* 
         orphan_vertex[orphan - orphans.begin()] = at + (orphan - orphans.begin());
       const int64_t cell = w.crossed[i].index;
       first[i] = at + (orphan - orphans.begin());
+      if (is_copy(w, i)) {
+        first[i] -= count_three(own_edges(w.crossed_cases[i]));
+        continue;
+      }
       int64_t vertex = first[i];
       for (unsigned own = own_edges(w.crossed_cases[i]); own != 0; own &= own - 1, ++at)
         write_sparse_vertex(task, kCellEdges * cell + __builtin_ctz(own), mesh, vertex++);

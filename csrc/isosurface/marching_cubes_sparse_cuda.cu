@@ -129,7 +129,8 @@ __global__ void owners_kernel(int64_t num_cells, SparseWorkspace w) {
   if (i >= num_cells) return;
   const uint64_t key = w.sorted_keys[i];
   unsigned owned = 0;
-  if (key != kNotCrossed) {
+  const bool is_copy = i > 0 && w.sorted_keys[i - 1] == key;  // the first of them owns
+  if (key != kNotCrossed && !is_copy) {
     const unsigned edges = case_edges(w.cases[w.sorted_cells[i]]);
     unsigned asked = 0, present = 0;
     for (int e = 0; e < kCellEdges; ++e)

@@ -140,6 +140,20 @@ def test_cells_missing(backend, seed):
     assert set(faces.flatten().tolist()) == set(range(len(vertices)))
 
 
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_copies_of_cells_share_their_vertices(backend, share):
+    values, coords = cells_of(random_field(5, 5, 6))
+    kept = torch.rand(len(values), generator=testing.generator(8)) < share
+    values, coords = values[kept], coords[kept]
+    rows = torch.randint(len(values), (2 * len(values),), generator=testing.generator(9))
+    rows = torch.cat([rows, torch.arange(len(values))])
+    expected = reference.marching_cubes_sparse(values[rows], coords[rows])
+    result = run(backend, values[rows], coords[rows])
+    assert torch.equal(result[0], expected[0])
+    assert torch.equal(result[1], expected[1])
+    assert torch.equal(result[0], run(backend, values, coords)[0])
+
+
 def test_sphere_and_torus(backend):
     small = 12 if backend.name == "emulated" else 40
     for field, characteristic in ((sphere(small), 2), (torus(2 * small), 0)):

@@ -271,8 +271,8 @@ def marching_cubes_sparse(values: Tensor, coords: Tensor, *, level: float = 0.0)
         values: (N, 8), float32 or float64, contiguous: at the lattice points
             ``coords[n] + (i & 1, i >> 1 & 1, i >> 2 & 1)``, i = 0..7. Cells that share a lattice point must
             agree on its value. N at most 357,913,941.
-        coords: (N, 3) int32, contiguous, each in [0, 1048574]; no cell twice, or its part of the surface is
-            there twice.
+        coords: (N, 3) int32, contiguous, each in [0, 1048574]; no cell twice, or its faces are there twice,
+            between the same vertices.
         level: the value on the surface, rounded to the dtype of ``values``.
 
     Returns:
