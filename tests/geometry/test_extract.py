@@ -103,6 +103,13 @@ def test_no_surface_says_the_range(shift: float, side: str) -> None:
         extract(lambda points: ellipsoid(points) + shift, 16)
 
 
+def test_a_level_that_rounds_to_the_end_of_the_range_has_no_surface() -> None:
+    values = torch.full((3, 3, 3), 0.7)  # below the double 0.7
+    values[1, 1, 1] = 1.0
+    with pytest.raises(NoSurfaceError, match="no surface at level 0.7"):
+        extract_surface(values, level=0.7)
+
+
 def test_wrong_input() -> None:
     with pytest.raises(ValueError, match=r"shape \(R, R, R\)"):
         extract_surface(torch.zeros(4, 4, 5))

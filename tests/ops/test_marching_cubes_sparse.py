@@ -193,7 +193,7 @@ def test_a_value_equal_to_the_level_is_outside(backend):
 
 def test_values_that_are_not_finite(backend):
     field = random_field(5, 5, 5)
-    plain = run(backend, *cells_of(torch.where(torch.rand(7, 7, 7) < 0, field, field)))
+    plain = run(backend, *cells_of(field))
     spoiled = field.clone()
     spoiled[field > 1.2] = torch.nan
     spoiled[field < -1.2] = -torch.inf

@@ -77,6 +77,7 @@ def extract_surface(
     field = values.detach()
     if field.dtype not in (torch.float32, torch.float64):
         field = field.float()
+    level = float(torch.tensor(level, dtype=field.dtype))  # as marching cubes compares with it
     low, high = (float(end) for end in field.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):  # NaN takes both
         count = int((~torch.isfinite(field)).sum())

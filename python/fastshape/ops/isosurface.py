@@ -56,8 +56,8 @@ def flood_fill(
 
     Raises:
         TypeError: not a tensor, wrong dtype.
-        ValueError: wrong shape, another device, a size that is not positive, 2^31 rows and solid points
-            or more.
+        ValueError: wrong shape, another device, not contiguous, a size that is not positive, 2^31 rows and
+            solid points or more.
 
     Gradient: none.
 
