@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import zipfile
@@ -418,9 +419,9 @@ def _array(path: Path, file: io.BytesIO, size: int, what: str) -> np.ndarray:
         raise MeshError(path, f"{what} is not in the NPY format ({_one_line(error)})") from error
     if kind.hasobject or kind.kind not in "fiu":
         raise MeshError(path, f"{what} must hold numbers, got {kind}; pickled objects are never loaded")
-    count = 1
-    for length in shape:
-        count *= length
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise MeshError(path, f"{what} has the shape {shape}")
+    count = math.prod(shape)
     start = file.tell()
     if start + count * kind.itemsize > size:
         have = (size - start) // kind.itemsize
