@@ -106,7 +106,7 @@ def test_no_surface_says_the_range(shift: float, side: str) -> None:
 def test_a_level_that_rounds_to_the_end_of_the_range_has_no_surface() -> None:
     values = torch.full((3, 3, 3), 0.7)  # below the double 0.7
     values[1, 1, 1] = 1.0
-    with pytest.raises(NoSurfaceError, match="no surface at level 0.7"):
+    with pytest.raises(NoSurfaceError, match=r"no surface at level 0\.7"):
         extract_surface(values, level=0.7)
 
 
