@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fastshape import geometry, testing
-from fastshape.geometry import DistanceField, Mesh, PrepareSpec, normalize, shapes
+from fastshape.geometry import DistanceField, Mesh, Prepared, PrepareSpec, normalize, shapes
+from fastshape.geometry.prepared import labeled_queries
 from fastshape.models.pretrained import read_safetensors, safetensors_bytes
 
 SPEC = PrepareSpec(num_surface=300, num_volume=400, num_near=500)
@@ -306,3 +307,16 @@ def test_a_contact_sheet_has_a_tile_for_each_shape(tmp_path) -> None:
     assert drawn[3:] == [0, 0, 0]
     with pytest.raises(ValueError, match="no shapes to draw"):
         geometry.contact_sheet([], tmp_path / "sheet.png")
+
+
+def test_the_sign_survives_half_precision_and_the_surface_itself() -> None:
+    box = shapes.plate()
+    points = torch.cat([geometry.sample_surface(box, 200).points, box.vertices.float()])
+    field = DistanceField(box)
+    distances = field(points).half()
+    assert bool((distances == 0).any())
+    tiny = torch.tensor([-1e-9, 1e-9]).half()
+    prepared = Prepared({"near_points": torch.zeros(2, 3), "near_sdf": tiny}, {})
+    assert labeled_queries(prepared, "near")[1].tolist() == [True, False]
+    prepared = Prepared({"near_points": points, "near_sdf": distances}, {})
+    assert torch.equal(labeled_queries(prepared, "near")[1], field.inside(points))

@@ -184,5 +184,6 @@ def labeled_queries(prepared: Prepared, name: str) -> tuple[Tensor, Tensor]:
     """
     points = prepared.get(f"{name}_points", torch.zeros(0, 3)).float()
     if f"{name}_sdf" in prepared:
-        return points, prepared[f"{name}_sdf"] < 0
+        # The sign bit: what is inside by less than half precision holds, or lies on the surface, is -0.
+        return points, prepared[f"{name}_sdf"].signbit()
     return points, prepared.get(f"{name}_occupancy", torch.zeros(0)).bool()
