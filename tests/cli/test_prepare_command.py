@@ -125,6 +125,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path) -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob("??/*")) and time.monotonic() < deadline:

@@ -18,7 +18,8 @@ from fastshape import geometry
 from fastshape.geometry import PrepareError, PrepareSpec, shapes
 from fastshape.models.pretrained import read_safetensors
 from fastshape.pipelines import Item, PrepareReport, Rank, default_rank, find_items, prepare
-from fastshape.pipelines.status import read_lines
+from fastshape.pipelines.status import StatusWriter, merge_index, read_lines
+from fastshape.pipelines.workers import WorkerPool
 
 SPEC = PrepareSpec(num_surface=20, num_volume=30, num_near=40)
 
@@ -206,6 +207,8 @@ def test_the_rank_comes_from_the_launcher() -> None:
     task = {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}
     assert default_rank(task) == Rank(0, 1, "")  # a batch script without srun is one process
     assert default_rank({**task, "SLURM_STEP_ID": "0"}) == Rank(3, 8, "Slurm's tasks")
+    shell = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    assert default_rank(shell) == Rank(0, 1, "Slurm's tasks")  # salloc's: one process in a job of eight
     array = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_STEP": "2"}
     array["SLURM_ARRAY_TASK_COUNT"] = "4"
     assert default_rank(array) == Rank(2, 4, "Slurm's array")
@@ -284,3 +287,78 @@ def test_an_output_that_cannot_be_written_ends_the_run(tmp_path) -> None:
     with pytest.raises(PrepareError, match=r"cannot write .*safetensors \(File exists\)"):
         run(tmp_path / "in", tmp_path / "out")
     assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x1c", "\x0c"])
+def test_a_name_in_a_list_may_hold_what_looks_like_the_end_of_a_line(tmp_path, separator) -> None:
+    (path,) = write_items(tmp_path, ["a"])
+    name = f"a{separator}b.stl"
+    path.rename(tmp_path / name)
+    for ending, text in (
+        ("txt", f"{name}\n"),
+        ("csv", f"path\n{name}\n"),
+        ("jsonl", json.dumps(name, ensure_ascii=False) + "\n" if separator > " " else json.dumps(name)),
+    ):
+        (tmp_path / f"list.{ending}").write_text(text, encoding="utf-8")
+        items = find_items([tmp_path / f"list.{ending}"], tmp_path / "out")
+        assert [item.path for item in items] == [str(tmp_path / name)], ending
+
+
+def test_no_meshes_are_an_error_and_the_output_may_be_the_input(tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(PrepareError, match=f"{tmp_path / 'in'}: no meshes in it"):
+        run(tmp_path / "in", tmp_path / "out")
+    write_items(tmp_path / "in", ["a", "b"])
+    assert run(tmp_path / "in", tmp_path / "in").counts == {"ok": 2}
+    assert run(tmp_path / "in", tmp_path / "in").counts == {"done": 2}
+
+
+def test_gltf_whose_buffer_changed_is_prepared_anew(tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    path, buffer = tmp_path / "in" / "a.gltf", tmp_path / "in" / "a b.bin"
+    path.write_text(json.dumps({"buffers": [{"uri": "a%20b.bin"}, {"uri": "data:,x"}]}))
+    buffer.write_bytes(b"one")
+    assert run(tmp_path / "in", tmp_path / "out").counts == {"ok": 1}
+    assert run(tmp_path / "in", tmp_path / "out").counts == {"done": 1}
+    buffer.write_bytes(b"three")
+    assert run(tmp_path / "in", tmp_path / "out").counts == {"ok": 1}
+    buffer.unlink()
+    assert run(tmp_path / "in", tmp_path / "out").counts == {"ok": 1}
+
+
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path) -> None:
+    resource = pytest.importorskip("resource")
+    output = tmp_path / "out"
+    run(write_items(tmp_path / "in", ["a"]), output)
+    before = (output / "index.jsonl").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = StatusWriter(output, 7)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(PrepareError, match=r"status-7.jsonl: cannot be written \(File too large\)"):
+            writer.append({"path": "x" * 200})
+        with pytest.raises(OSError, match="File too large") as caught:
+            merge_index(output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        writer.close()
+    assert caught.value.filename == str(output / "index.jsonl")
+    assert (output / "index.jsonl").read_bytes() == before
+    assert not list(output.glob(".index*"))
+    StatusWriter(output, 7).close()
+    assert (output / "status-7.jsonl").read_bytes() == b""  # the torn line is cut off
+
+
+def test_a_process_that_dies_while_it_waits_costs_no_item(tmp_path) -> None:
+    with WorkerPool(1, tmp_path) as pool:
+        pool._workers[0].process.kill()
+        pool._workers[0].process.join()
+        pool.submit("ticket", abs, -3)
+        (result,) = pool.wait(60)
+    assert (result.ticket, result.value, result.failure) == ("ticket", 3, None)
+
+
+def test_a_limit_below_what_a_process_needs_is_refused(tmp_path) -> None:
+    with pytest.raises(PrepareError, match="at least 384 MiB, got 10 MiB"):
+        run(write_items(tmp_path / "in", ["a"]), tmp_path / "out", memory=10 << 20)
+    assert run(tmp_path / "in", tmp_path / "out", memory=384 << 20).counts == {"ok": 1}

@@ -52,6 +52,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide a shared checkpoint
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say whose
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

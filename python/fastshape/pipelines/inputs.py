@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +54,8 @@ def default_rank(environment: Mapping[str, str]) -> Rank:
     """The rank by torchrun's RANK and WORLD_SIZE, or by srun's task, the task of a Slurm array, or both.
 
     The variables that sbatch sets for a batch script alone, without srun, do not count: there is one process
-    then.
+    then. Of a step the step's own number of tasks counts, not the job's: the shell of `salloc` is a step of
+    one task in a job of many.
 
     Raises:
         PrepareError: variables that are not numbers or contradict one another.
@@ -68,7 +72,7 @@ def default_rank(environment: Mapping[str, str]) -> Rank:
         return Rank(number("RANK"), number("WORLD_SIZE"), "torchrun")
     rank, world_size, source = 0, 1, []
     if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
-        rank, world_size = number("SLURM_PROCID"), number("SLURM_NTASKS", 1)
+        rank, world_size = number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS", number("SLURM_NTASKS", 1))
         source.append("Slurm's tasks")
     if "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
         step = max(number("SLURM_ARRAY_TASK_STEP", 1), 1)
@@ -87,7 +91,8 @@ def find_items(inputs: Sequence[str | os.PathLike[str]], output: Path) -> list[I
     a `.jsonl` of objects with `path`, or of strings; relative paths in it start at the list's folder.
 
     Raises:
-        PrepareError: an input that does not exist, is no mesh and no list, or a list that cannot be read.
+        PrepareError: an input that does not exist, is no mesh and no list, or a list that cannot be read; no
+            mesh in all of them.
     """
     found: dict[str, Item] = {}
     for given in inputs:
@@ -106,7 +111,38 @@ def find_items(inputs: Sequence[str | os.PathLike[str]], output: Path) -> list[I
             )
         for item in items:
             found.setdefault(item.path, item)
+    if not found:
+        raise PrepareError(
+            f"{', '.join(str(given) for given in inputs)}: no meshes in it ({' '.join(READERS)})"
+        )
     return list(found.values())
+
+
+def source_files(path: str | os.PathLike[str]) -> list[Path]:
+    """A mesh file, and for glTF the files beside it that hold its numbers, those that exist."""
+    path = Path(path)
+    files = [path]
+    if path.suffix.lower() == ".gltf":
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+            for buffer in json.loads(path.read_bytes()).get("buffers", []):
+                uri = buffer.get("uri", "data:")
+                if not uri.startswith("data:"):
+                    files.append(path.parent / urllib.parse.unquote(uri))
+    return files[:1] + [file for file in files[1:] if file.is_file()]
+
+
+def source_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of `source_files`, in hexadecimal.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for part in source_files(path):
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _of_folder(folder: Path, output: Path) -> Iterator[Item]:
@@ -117,7 +153,7 @@ def _of_folder(folder: Path, output: Path) -> Iterator[Item]:
     while stack:
         here = stack.pop()
         real = os.path.realpath(here)
-        if real in seen or real == left_out:
+        if real in seen or (real == left_out and here != root):
             continue
         seen.add(real)
         try:
@@ -143,14 +179,14 @@ def _of_list(path: Path) -> Iterator[Item]:
 
 
 def _of_text(path: Path, text: str) -> Iterator[str]:
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a name may hold the other separators of `splitlines`
         name = line.strip()
         if not name.startswith("#"):
             yield name
 
 
 def _of_csv(path: Path, text: str) -> Iterator[str]:
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(io.StringIO(text))
     if "path" not in (rows.fieldnames or ()):
         raise PrepareError(
             f"{path}: expected a column 'path', got {', '.join(rows.fieldnames or ['nothing'])}"
@@ -160,7 +196,7 @@ def _of_csv(path: Path, text: str) -> Iterator[str]:
 
 
 def _of_json_lines(path: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

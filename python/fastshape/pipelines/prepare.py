@@ -17,7 +17,6 @@ import os
 import shutil
 import tempfile
 import time
-import urllib.parse
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +27,13 @@ from fastshape.geometry import MeshError, Prepared, PrepareSpec, load
 from fastshape.geometry import prepare as prepare_mesh
 from fastshape.geometry.prepared import FORMAT_VERSION, SPEC_FILE, PrepareError, read_spec
 from fastshape.models.pretrained import atomic_path, safetensors_bytes
-from fastshape.pipelines.inputs import Item, Rank, find_items
+from fastshape.pipelines.inputs import Item, Rank, find_items, source_digest, source_files
 from fastshape.pipelines.status import StatusWriter, merge_index, read_lines, status_files
 from fastshape.pipelines.workers import Result, WorkerPool
 
 Task = Callable[[Path, PrepareSpec], Prepared]
+
+_LEAST_MEMORY = 384 << 20
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def prepare(
         workers: child processes; None takes as many as there are cores for this process.
         threads: of each child.
         timeout: seconds that an item may take, None for no limit.
-        memory: bytes that a child may take, None for no limit.
+        memory: bytes that a child may take, at least 384 MiB, None for no limit.
         retry_failed: work again on what failed before; otherwise only changed files are.
         rank: this process among several that share the work and the output folder.
         on_start: called when the items are known, with the report as it then is.
@@ -135,6 +136,11 @@ def prepare(
             disk.
         PrepareInterrupted: Ctrl-C.
     """
+    if memory is not None and memory < _LEAST_MEMORY:
+        raise PrepareError(
+            f"the memory of a process must be at least {_LEAST_MEMORY >> 20} MiB, "
+            f"got {memory / 2**20:.0f} MiB: its libraries alone take most of that"
+        )
     rank = Rank() if rank is None else rank
     begin = time.monotonic()
     output = Path(output).absolute()
@@ -381,10 +387,10 @@ def _outcome(result: Result) -> tuple[str, str, Any]:
 
 
 def _signature(path: str) -> tuple[int, int]:
-    """Size and time of change of a file; (-1, -1) if there is none."""
+    """Size and last change of the files of a mesh; (-1, -1) if there is none."""
     try:
-        entry = os.stat(path)
-        return entry.st_size, entry.st_mtime_ns
+        entries = [os.stat(file) for file in source_files(path)]
+        return sum(entry.st_size for entry in entries), max(entry.st_mtime_ns for entry in entries)
     except OSError:
         return -1, -1
 
@@ -394,39 +400,14 @@ def _signature(path: str) -> tuple[int, int]:
 
 
 def _hash(path: str, spec_hash: str) -> tuple[str, Any]:
+    size, mtime_ns = _signature(path)  # before the bytes: a change in between is seen by the next run
     try:
-        with open(path, "rb") as file:
-            entry = os.fstat(file.fileno())
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        for buffer in _buffers(Path(path)):
-            digest.update(buffer)
+        source = source_digest(path)
     except OSError as error:
         return "mesh", "no such file" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
-    source = digest.hexdigest()
     extension = os.path.splitext(path)[1].lower()
     key = hashlib.sha256(f"{source} {extension} {spec_hash}".encode()).hexdigest()
-    return "", {
-        "key": key,
-        "source_sha256": source,
-        "size": entry.st_size,
-        "mtime_ns": entry.st_mtime_ns,
-    }
-
-
-def _buffers(path: Path) -> list[bytes]:
-    """The files beside a glTF file that hold its numbers."""
-    if path.suffix.lower() != ".gltf":
-        return []
-    found = []
-    with contextlib.suppress(ValueError, AttributeError, TypeError):
-        for buffer in json.loads(path.read_bytes()).get("buffers", []):
-            uri = buffer.get("uri", "data:")
-            if not uri.startswith("data:"):
-                with contextlib.suppress(OSError):
-                    found.append((path.parent / urllib.parse.unquote(uri)).read_bytes())
-    return found
+    return "", {"key": key, "source_sha256": source, "size": size, "mtime_ns": mtime_ns}
 
 
 def _make(

@@ -53,7 +53,12 @@ class StatusWriter:
         self._file.truncate(end)
 
     def append(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        try:
+            while data:  # a disk that is nearly full takes a part
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise PrepareError(f"{self._path}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
         self._file.close()

@@ -99,7 +99,10 @@ class WorkerPool:
 
     def submit(self, ticket: Any, function: Callable[..., Any], *arguments: Any) -> None:
         """Start `function(*arguments)` in an idle process; both must be picklable, the ticket is not sent."""
-        worker = next(worker for worker in self._workers if worker.ticket is None)
+        place = next(place for place, worker in enumerate(self._workers) if worker.ticket is None)
+        if not self._workers[place].process.is_alive():  # killed while it waited: not the fault of this call
+            self._workers[place] = self._renew(self._workers[place])
+        worker = self._workers[place]
         worker.ticket, worker.begin = _Ticket(ticket), time.monotonic()
         with contextlib.suppress(BrokenPipeError):  # a dead process is noticed by `wait`
             worker.connection.send((function, arguments))
