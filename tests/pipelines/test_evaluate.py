@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -382,3 +383,44 @@ def test_colors() -> None:
     assert bool((light[1:5].diff() < 0).all())
     assert torch.equal(colors[4], colors[5])
     assert [nice_limit(v) for v in (0.011, 0.02, 0.3, 7, 0)] == pytest.approx([0.02, 0.02, 0.5, 10, 1e-3])
+
+
+def test_names_of_any_bytes(tmp_path) -> None:
+    sphere = shapes.torus(segments=12)
+    name = os.fsdecode(b"a\xff")
+    for side in ("p", "t"):
+        (tmp_path / side).mkdir()
+        geometry.save(sphere, tmp_path / side / f"{name}.obj")
+        os.symlink(".", tmp_path / side / "loop")  # the folder within itself
+    pairs = find_pairs(tmp_path / "p", tmp_path / "t")
+    assert [pair.name for pair in pairs] == [name]
+    report = evaluate_pairs(pairs, tmp_path / "out", QUICK)
+    assert report.records[0]["status"] == "ok"
+    assert evaluate_pairs(pairs, tmp_path / "out", QUICK, resume=True).reused == 1
+    assert json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))["shapes"][0]["name"] == name
+    assert "a\\udcff," in (tmp_path / "out" / "shapes.csv").read_text("utf-8")
+    write_page(report, tmp_path / "page.html", {})
+    assert "a\\udcff" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_resume_sees_the_buffers_of_gltf(tmp_path) -> None:
+    for side, size in (("p", 1.0), ("t", 1.1)):
+        (tmp_path / side).mkdir()
+        corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]) * size
+        (tmp_path / side / "a.bin").write_bytes(corners.numpy().tobytes())
+        document = {
+            "asset": {"version": "2.0"},
+            "scene": 0,
+            "scenes": [{"nodes": [0]}],
+            "nodes": [{"mesh": 0}],
+            "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}],
+            "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"}],
+            "bufferViews": [{"buffer": 0, "byteLength": 36}],
+            "buffers": [{"uri": "a.bin", "byteLength": 36}],
+        }
+        (tmp_path / side / "a.gltf").write_text(json.dumps(document))
+    pairs = find_pairs(tmp_path / "p", tmp_path / "t")
+    assert evaluate_pairs(pairs, tmp_path / "out", QUICK).records[0]["status"] == "ok"
+    assert evaluate_pairs(pairs, tmp_path / "out", QUICK, resume=True).reused == 1
+    (tmp_path / "p" / "a.bin").write_bytes((corners * 0.5).numpy().tobytes())
+    assert evaluate_pairs(pairs, tmp_path / "out", QUICK, resume=True).reused == 0

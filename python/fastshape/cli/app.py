@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import re
 import shlex
 import sys
@@ -90,7 +91,9 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="folders (searched at any depth), mesh files, or lists: .txt, .csv with a column path, .jsonl",
     )
     prepare.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
-    prepare.add_argument("--preset", metavar="NAME", help="dora, vecset, lagem or vat; default: vecset")
+    prepare.add_argument(
+        "--preset", metavar="NAME", help="dora, vecset, lagem, vat or hunyuan; default: vecset"
+    )
     prepare.add_argument("--spec", metavar="FILE", help="a specification as JSON, instead of a preset")
     prepare.add_argument(
         "--set",
@@ -281,6 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parser().parse_args(argv)
     options.words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name or sign that the terminal cannot show
     try:
         code = importlib.import_module(f"fastshape.cli.{options.command}").run(options)
     except KeyboardInterrupt as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -19,6 +18,7 @@ from fastshape.geometry import Mesh, Protocol, evaluate, load
 from fastshape.geometry.io import write_atomically
 from fastshape.geometry.metrics import Group
 from fastshape.geometry.protocols import protocol_named
+from fastshape.pipelines.inputs import source_digest
 from fastshape.pipelines.pairs import Pair
 from fastshape.pipelines.summary import Summary, summarize
 
@@ -193,7 +193,7 @@ def _compare(
 
 def _digest(path: Path) -> str | None:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return source_digest(path)
     except OSError:
         return None  # `load` will say why
 
@@ -253,7 +253,7 @@ def to_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
         writer.writerow(
             ["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in row]
         )
-    return file.getvalue().encode()
+    return file.getvalue().encode(errors="backslashreplace")  # names that are not UTF-8
 
 
 def to_json(value: Any) -> bytes:
@@ -268,4 +268,5 @@ def to_json(value: Any) -> bytes:
             return [plain(item) for item in part]
         return part
 
-    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")  # a name that is not UTF-8: \udcff, an escape of JSON

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -104,7 +105,13 @@ def _of_folders(predictions: Path, targets: Path) -> list[Pair]:
 def _by_stem(folder: Path) -> dict[str, Path]:
     """Meshes below a folder, by their path in it without the extension."""
     found: dict[str, Path] = {}
+    seen: set[str] = set()
     for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link to a folder above, or a second one to the same
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             path = Path(here) / file
@@ -124,7 +131,7 @@ def _of_csv(path: Path) -> list[Pair]:
         raise PairError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PairError(f"{path}: the list cannot be read ({error})") from error
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(io.StringIO(text))
     lacking = {"prediction", "target"} - set(rows.fieldnames or ())
     if lacking:
         got = ", ".join(rows.fieldnames or ["none"])
@@ -171,7 +178,7 @@ def with_latents(pairs: Sequence[Pair], source: str | int) -> list[Pair]:
     Raises:
         PairError: neither a number nor such a file, or a name that it lacks.
     """
-    if isinstance(source, int) or source.isdigit():
+    if isinstance(source, int) or source.isdecimal():
         return [_sized(pair, int(source), None) for pair in pairs]
     path = Path(source)
     try:
@@ -185,7 +192,7 @@ def with_latents(pairs: Sequence[Pair], source: str | int) -> list[Pair]:
                 size = value if isinstance(value, dict) else {"bytes": value}
                 table[name] = (int(size["bytes"]), int(size["length"]) if size.get("length") else None)
         else:
-            for row in csv.DictReader(text.splitlines()):
+            for row in csv.DictReader(io.StringIO(text)):
                 table[row["name"]] = (int(row["bytes"]), int(row["length"]) if row.get("length") else None)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise PairError(f"{path}: expected the latents' bytes (and length) by name") from None

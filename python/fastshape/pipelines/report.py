@@ -452,4 +452,4 @@ def write_page(
     Raises:
         MeshError: the file cannot be written.
     """
-    write_atomically(Path(path), html_page(report, pictures, title=title).encode())
+    write_atomically(Path(path), html_page(report, pictures, title=title).encode(errors="backslashreplace"))
