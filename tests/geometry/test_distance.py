@@ -81,6 +81,18 @@ def test_cavities_and_solids_in_solids():
     assert nested(-1, 1, 1) == [False, True, False, True]
 
 
+def test_nested_shells_inside_out():
+    """However deep, what lies inside follows the outermost part around it."""
+    walls = [testing.icosphere(2, radius) for radius in (0.9, 0.75, 0.6, 0.45, 0.3)]
+    mesh = Mesh.join([Mesh(v, f if i % 2 == 0 else f.flip(1)) for i, (v, f) in enumerate(walls)])
+    points = torch.zeros(6, 3, dtype=torch.float64)
+    points[:, 0] = torch.tensor([1.0, 0.82, 0.67, 0.52, 0.37, 0.1])
+    for turned in (mesh, mesh.flip()):
+        assert geometry.orient(turned).volume == pytest.approx(mesh.volume)
+        inside = geometry.signed_distance(turned, points) < 0
+        assert inside.tolist() == [False, True, False, True, False, True]
+
+
 def test_overlapping_parts_are_their_union():
     vertices, faces = cube()
     mesh = Damaged("clean", join((vertices, faces), (vertices + 0.5, faces.flip(1)), (vertices * 0.3, faces)))

@@ -70,17 +70,26 @@ def oriented_faces(vertices: Tensor, faces: Tensor) -> Tensor:
     normal = torch.nn.functional.normalize(cross, dim=1, eps=1e-300)
     outside = corners.mean(1) + 1e-6 * size * torch.where(outward[:, None], -normal, normal)
     roots = component.unique()
-    around_bvh, given_bvh = (ops.build_bvh(points, turn(f)) for f in (outward, flip))
-    enclosed = torch.ones(len(faces), dtype=torch.bool, device=faces.device)
-    inside_out = torch.ones_like(enclosed)
+    samples = []
     for axis in range(3):
         for descending in (False, True):
             order = corners[:, :, axis].mean(1).sort(stable=True, descending=descending).indices
-            samples = outside[_last_of_each(component[order], order, len(faces))[roots]]
-            enclosed[roots] &= ops.winding_number(samples, around_bvh) > 0.5
-            inside_out[roots] &= ops.winding_number(samples, given_bvh) < -0.5
-    kept = flip ^ inside_out[component]
-    return turn(torch.where(enclosed[component], kept, outward))
+            samples.append(outside[_last_of_each(component[order], order, len(faces))[roots]])
+
+    def holds(some: Tensor) -> Tensor:
+        """(F,) bool: of each component, whether faces wind about all of its samples."""
+        bvh = ops.build_bvh(points, some)
+        found = torch.zeros(len(faces), dtype=torch.bool, device=faces.device)
+        found[roots] = torch.stack([ops.winding_number(place, bvh) > 0.5 for place in samples]).all(0)
+        return found[component]
+
+    enclosed = holds(turn(outward))
+    outermost = ~enclosed
+    if not bool(outermost.any()):
+        return turn(flip)
+    # What lies inside, however deep, follows the outermost component around it.
+    inside_out = holds(turn(~flip)[outermost])
+    return turn(torch.where(enclosed, flip ^ inside_out, outward))
 
 
 def closing_faces(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
