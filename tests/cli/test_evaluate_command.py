@@ -58,6 +58,14 @@ def test_the_folder(capsys, folders, image) -> None:
     assert "2 of 2 taken from the earlier run" in err
 
 
+def test_a_long_run_says_where_it_is_without_a_terminal(capsys, folders, monkeypatch) -> None:
+    _, _, err = run_main(capsys, "evaluate", "a", "b", *QUICK)
+    assert "pairs" not in err
+    monkeypatch.setattr("fastshape.cli.evaluate._EVERY", 0.0)
+    _, _, err = run_main(capsys, "evaluate", "a", "b", *QUICK)
+    assert "1 of 2 pairs\n" in err
+
+
 def test_failures_are_counted_and_the_run_goes_on(capsys, folders) -> None:
     (folders / "a" / "knot.ply").write_bytes(b"")
     (folders / "a" / "extra.ply").write_bytes(b"")

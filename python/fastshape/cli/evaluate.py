@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fastshape.pipelines.report import draw_pairs, group_line, headline, level_n
 from fastshape.pipelines.summary import Summary, worst
 
 _WORST = 5
+_EVERY = 10.0  # seconds between the lines where there is no terminal
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,9 +42,15 @@ def run(options: argparse.Namespace) -> int:
     try:
         with _progress(console) as progress:
             task = progress.add_task("comparing", total=len(pairs))
+            last, count = time.monotonic(), 0
 
             def done(record: dict[str, Any]) -> None:
+                nonlocal last, count
                 progress.advance(task)
+                count += 1
+                if not console.is_terminal and time.monotonic() - last > _EVERY:
+                    last = time.monotonic()
+                    console.print(f"{count:,} of {len(pairs):,} pairs", markup=False)
                 if record["status"] != "ok":
                     progress.console.print(
                         f"{record['name']}: {record['reason']}", style="red", markup=False, soft_wrap=True

@@ -83,7 +83,8 @@ class Occupancy:
 
     Attributes:
         volume_iou: intersection over union of the points drawn uniformly in the box; None if none is inside
-            of either.
+            of either. Its standard error is about sqrt(IoU (1 - IoU) / n), n the points in the union: of a
+            thin shape some hundreds of 40,000, which leaves it no more than two digits.
         volume_accuracy: share of these points on which the two agree.
         near_iou, near_accuracy: the same over points near the target's surface.
         pooled_iou, pooled_accuracy: the same over both kinds together.

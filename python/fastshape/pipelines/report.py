@@ -400,7 +400,8 @@ def _settings_section(report: EvaluationReport) -> str:
         "Interval: 95 % bootstrap over shapes, 2,000 resamples. Deviation: of the shapes (n - 1).",
         f"Levels: up to 5,000, 20,000, 50,000 and more edges sharper than 15 degrees, counted on the target "
         f"({', '.join(counted) or '-'}).",
-        "IoU counts only shapes where inside or outside is clear (in doubt for at most 1 % of the points).",
+        "IoU counts only shapes where inside or outside is clear (in doubt for at most 1 % of the points). "
+        "Where a shape fills little of its box, few points decide the volume IoU; the near IoU is steadier.",
     ]
     flat = {**report.settings, **{f"protocol.{k}": v for k, v in report.settings["protocol"].items()}}
     flat.pop("protocol")
