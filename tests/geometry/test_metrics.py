@@ -271,3 +271,10 @@ def test_meshes_without_surface() -> None:
         evaluate(point, square())
     with pytest.raises(ValueError, match="the target has no surface area"):
         evaluate(square(), point)
+
+
+def test_a_distance_equal_to_the_threshold_does_not_count() -> None:
+    points, normals = torch.zeros(1, 3), torch.tensor([[0.0, 0, 1]])
+    ours = SurfaceSamples(points, normals, torch.zeros(1, dtype=torch.int64))
+    theirs = ours._replace(points=points + torch.tensor([0.5, 0, 0]))
+    assert compare_samples(ours, theirs, (0.5, 0.51)).fscore == {0.5: 0.0, 0.51: 1.0}

@@ -94,6 +94,7 @@ def test_vat() -> None:
     assert result.scores.chamfer_l1_sum == pytest.approx(2 * wanted["l1"], rel=0.03)
     assert result.scores.fscore[0.01] == pytest.approx(wanted["f0.01"], abs=0.02)
     assert result.prediction_to_surface.mean < 0.005
+    assert result.target_to_surface.mean < 0.005  # to the prediction where ICP moved it
 
 
 def test_vat_asks_solids_where_they_stand() -> None:

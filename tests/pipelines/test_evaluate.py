@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -424,3 +425,15 @@ def test_resume_sees_the_buffers_of_gltf(tmp_path) -> None:
     assert evaluate_pairs(pairs, tmp_path / "out", QUICK, resume=True).reused == 1
     (tmp_path / "p" / "a.bin").write_bytes((corners * 0.5).numpy().tobytes())
     assert evaluate_pairs(pairs, tmp_path / "out", QUICK, resume=True).reused == 0
+
+
+def test_resume_sees_the_group_that_a_list_gives_and_the_page_escapes_names(folders, tmp_path) -> None:
+    name = "<b>&torus"
+    pair = Pair(name, folders[0] / "torus.stl", folders[1] / "torus.ply", group="raw")
+    evaluate_pairs([pair], tmp_path / "out", QUICK)
+    assert evaluate_pairs([pair], tmp_path / "out", QUICK, resume=True).reused == 1
+    other = evaluate_pairs([replace(pair, group="visible")], tmp_path / "out", QUICK, resume=True)
+    assert (other.reused, other.records[0]["group"]) == (0, "visible")
+    page = html_page(other, {name: b""}, title=name)
+    assert name not in page
+    assert page.count("&lt;b&gt;&amp;torus") >= 4  # title, heading, figure, row
