@@ -277,4 +277,6 @@ def test_a_distance_equal_to_the_threshold_does_not_count() -> None:
     points, normals = torch.zeros(1, 3), torch.tensor([[0.0, 0, 1]])
     ours = SurfaceSamples(points, normals, torch.zeros(1, dtype=torch.int64))
     theirs = ours._replace(points=points + torch.tensor([0.5, 0, 0]))
-    assert compare_samples(ours, theirs, (0.5, 0.51)).fscore == {0.5: 0.0, 0.51: 1.0}
+    scores = compare_samples(ours, theirs, (0.5, 0.51))
+    for found in (scores.precision, scores.recall, scores.fscore):
+        assert found == {0.5: 0.0, 0.51: 1.0}
