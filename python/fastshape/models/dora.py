@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from fastshape.models.field import (
     Context,
-    Features,
     FieldAutoencoder,
     FieldOutput,
     gather_rows,
@@ -265,9 +264,7 @@ class DoraVAE(FieldAutoencoder):
         """
         require_points(queries, "queries")
         posterior = self.encode(surface, sharp, num_latents=num_latents, start=start, generator=generator)
-        sampled = self.training if sample is None else sample
-        features = self.decode(posterior.sample(generator) if sampled else posterior.mode())
-        return FieldOutput(self._field(queries, self._prepare([features])), posterior)
+        return self._pass(posterior, queries, sample, generator)
 
     @classmethod
     def from_official(
@@ -277,12 +274,6 @@ class DoraVAE(FieldAutoencoder):
         from fastshape.checkpoints import dora
 
         return dora.load(source, config)
-
-    def _levels(self, features: Features) -> tuple[Tensor, ...]:
-        if not isinstance(features, Tensor):
-            raise TypeError(f"`features` must be a tensor, got {type(features).__name__}")
-        require_tokens(features, "features", self.config.dim)
-        return (features,)
 
     def _prepare(self, levels: Sequence[Tensor]) -> Context:
         return (self.head.block.keys_values(levels[0]),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,11 @@ class FieldAutoencoder(PretrainedModel):
         return "positive"
 
     def _levels(self, features: Features) -> tuple[Tensor, ...]:
-        """Checks the features of `decode` and gives them level by level, (B, M_l, dim) each."""
-        raise NotImplementedError
+        """Checks the features of `decode` and gives them level by level, (B, M_l, dim) each; here of one."""
+        if not isinstance(features, Tensor):
+            raise TypeError(f"`features` must be a tensor, got {type(features).__name__}")
+        require_tokens(features, "features", self.config.dim)
+        return (features,)
 
     def _prepare(self, levels: Sequence[Tensor]) -> Context:
         """What every query point of a shape uses: keys and values of each level."""
@@ -50,6 +53,18 @@ class FieldAutoencoder(PretrainedModel):
     def _field(self, points: Tensor, context: Context) -> Tensor:
         """points (B, Q, 3) -> values (B, Q)."""
         raise NotImplementedError
+
+    def decode(self, latents: Any) -> Any:
+        """Latents -> features, once per shape."""
+        raise NotImplementedError
+
+    def _pass(
+        self, posterior: Any, queries: Tensor, sample: bool | None, generator: torch.Generator | None
+    ) -> FieldOutput:
+        """What `forward` does after encoding: draw or take the mode, decode, query in one unpadded piece."""
+        sampled = self.training if sample is None else sample
+        features = self.decode(posterior.sample(generator) if sampled else posterior.mode())
+        return FieldOutput(self._field(queries, self._prepare(self._levels(features))), posterior)
 
     def query(self, points: Tensor, features: Features, *, chunk_size: int = 4096) -> Tensor:
         """The field at query points; its meaning and sign stand in the model's own description.

@@ -283,9 +283,7 @@ class LaGeM(FieldAutoencoder):
         """
         require_points(queries, "queries")
         posterior = self.encode(points, start=start, generator=generator)
-        sampled = self.training if sample is None else sample
-        features = self.decode(posterior.sample(generator) if sampled else posterior.mode())
-        return FieldOutput(self._field(queries, self._prepare(features)), posterior)
+        return self._pass(posterior, queries, sample, generator)
 
     @classmethod
     def from_official(

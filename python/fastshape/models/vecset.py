@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from fastshape.models.field import (
     Context,
-    Features,
     FieldAutoencoder,
     FieldOutput,
     gather_rows,
@@ -256,15 +255,7 @@ class VecSetVAE(FieldAutoencoder):
         """
         require_points(queries, "queries")
         posterior = self.encode(points, start=start, generator=generator)
-        sampled = self.training if sample is None else sample
-        features = self.decode(posterior.sample(generator) if sampled else posterior.mode())
-        return FieldOutput(self._field(queries, self._prepare([features])), posterior)
-
-    def _levels(self, features: Features) -> tuple[Tensor, ...]:
-        if not isinstance(features, Tensor):
-            raise TypeError(f"`features` must be a tensor, got {type(features).__name__}")
-        require_tokens(features, "features", self.config.dim)
-        return (features,)
+        return self._pass(posterior, queries, sample, generator)
 
     def _prepare(self, levels: Sequence[Tensor]) -> Context:
         return (self.head.cross_attention.keys_values(levels[0]),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -451,26 +452,18 @@ def _new_ray_parity(
     return points.new_empty(points.shape[:1], dtype=torch.int32)
 
 
-def _ray_parity(
-    points: Tensor,
-    directions: Tensor,
-    boxes: Tensor,
-    first_child: Tensor,
-    triangles: Tensor,
-    face_index: Tensor,
-) -> Tensor:
-    votes = points.new_empty(points.shape[:1], dtype=torch.int32)
+def _ray_counts(signed: bool, points: Tensor, directions: Tensor, *arrays: Tensor) -> Tensor:
+    """The kernel behind both operators: rays that cross an odd number of times, or signed crossings."""
+    counts = points.new_empty(points.shape[:1], dtype=torch.int32)
     workspace = _workspace("ray_parity", points, points.shape[0])
-    backend().ray_parity(
-        points, directions, boxes, first_child, triangles, face_index, workspace, votes, False
-    )
-    return votes
+    backend().ray_parity(points, directions, *arrays, workspace, counts, signed)
+    return counts
 
 
 _ray_parity_op = define(
     "ray_parity(Tensor points, Tensor directions, Tensor boxes, Tensor first_child, Tensor triangles,"
     " Tensor face_index) -> Tensor",
-    implementation=_ray_parity,
+    implementation=partial(_ray_counts, False),
     fake=_new_ray_parity,
 )
 
@@ -482,26 +475,10 @@ _AXIAL = [  # tilted, so that the faces of a box and what is aligned with it mak
 ]
 
 
-def _ray_crossings(
-    points: Tensor,
-    directions: Tensor,
-    boxes: Tensor,
-    first_child: Tensor,
-    triangles: Tensor,
-    face_index: Tensor,
-) -> Tensor:
-    crossings = points.new_empty(points.shape[:1], dtype=torch.int32)
-    workspace = _workspace("ray_parity", points, points.shape[0])
-    backend().ray_parity(
-        points, directions, boxes, first_child, triangles, face_index, workspace, crossings, True
-    )
-    return crossings
-
-
 _ray_crossings_op = define(
     "ray_crossings(Tensor points, Tensor directions, Tensor boxes, Tensor first_child, Tensor triangles,"
     " Tensor face_index) -> Tensor",
-    implementation=_ray_crossings,
+    implementation=partial(_ray_counts, True),
     fake=_new_ray_parity,
 )
 
