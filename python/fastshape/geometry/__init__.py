@@ -53,6 +53,7 @@ from fastshape.geometry.queries import tsdf as tsdf
 from fastshape.geometry.render import compare_picture as compare_picture
 from fastshape.geometry.render import render as render
 from fastshape.geometry.render import save_png as save_png
+from fastshape.geometry.repair import WatertightError as WatertightError
 from fastshape.geometry.sampling import SurfaceSamples as SurfaceSamples
 from fastshape.geometry.sampling import farthest_subset as farthest_subset
 from fastshape.geometry.sampling import sample_surface as sample_surface
@@ -66,6 +67,5 @@ from fastshape.geometry.sharp import sample_sharp_points as sample_sharp_points
 from fastshape.geometry.sharp_normals import sharp_normal_error as sharp_normal_error
 from fastshape.geometry.views import views_occupancy as views_occupancy
 from fastshape.geometry.watertight import Watertight as Watertight
-from fastshape.geometry.watertight import WatertightError as WatertightError
 from fastshape.geometry.watertight import WatertightReport as WatertightReport
 from fastshape.geometry.watertight import watertight as watertight

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,19 +25,17 @@ from fastshape.geometry.narrow_band import (
     grow,
     narrow_band,
 )
-from fastshape.geometry.orientation import oriented_faces, row_numbers
+from fastshape.geometry.repair import Repaired, WatertightError, count_open_edges, repair
 from fastshape.geometry.sampling import sample_surface
 from fastshape.geometry.union import (
     UnionError,
     connected_parts,
     count_parts,
-    cut_apart,
     has_manifold3d,
     overlap,
     part_volumes,
     union,
 )
-from fastshape.ops.rows import count_edges
 
 Method = Literal["auto", "union", "winding", "shell"]
 
@@ -48,10 +46,6 @@ _SAMPLES = 65536  # for what the result has lost
 _WALL = 0.25  # cells: how deep a point is that stands in for a wall beside it
 _MOST_ROUNDS = 8  # of looking for such walls
 _FILM = 16.0  # cells: how the winding number is scaled to a length where the surface has holes
-
-
-class WatertightError(ValueError):
-    """A method that was asked for and cannot give a closed mesh of this input, and why."""
 
 
 @dataclass(frozen=True)
@@ -132,94 +126,6 @@ class _Clock:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
-
-
-def _open_edges(mesh: Mesh) -> int:
-    """Edges that are not met by exactly two faces in opposite directions."""
-    return sum(count_edges(mesh.faces.int(), mesh.num_vertices))
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    mesh: Mesh  # in the cube, float64, oriented
-    origin: Tensor | None  # which of the input's vertices each one is; None: all as they were
-    closed: bool
-    merged_vertices: int
-    dropped_faces: int
-    flipped_faces: int
-
-
-def _prepare(mesh: Mesh) -> _Prepared:
-    """Merges, drops and turns as little as it takes to have closed parts."""
-    faces = mesh.faces
-    a, b, c = faces.unbind(1)
-    distinct = (a != b) & (b != c) & (c != a)
-    given = replace(mesh, faces=faces[distinct])
-    turned = _turn(given)
-    if given.is_watertight:
-        # Where parts touch, equal positions may join what is apart: whole parts go with most of their area.
-        part, count = connected_parts(given.faces, given.num_vertices)
-        changed = (turned.faces != given.faces).any(1)
-        balance = torch.zeros(count, dtype=torch.float64)
-        balance.index_add_(0, part, torch.where(changed, -given.face_areas, given.face_areas))
-        turned = replace(
-            given, faces=torch.where((balance < 0)[part][:, None], given.faces[:, [0, 2, 1]], given.faces)
-        )
-    if turned.is_watertight:
-        flipped = int((turned.faces != given.faces).any(1).sum())
-        return _Prepared(turned, None, True, 0, len(faces) - len(given.faces), flipped)
-
-    # Equal positions are one vertex.
-    row = row_numbers(mesh.vertices)
-    first = torch.full((int(row.max()) + 1,), mesh.num_vertices).scatter_reduce(
-        0, row, torch.arange(mesh.num_vertices), "amin"
-    )
-    faces = row[mesh.faces]
-    used = int(mesh.faces.unique().numel())
-    best = None
-    for kept in _without_copies(faces):
-        if not bool(kept.any()):
-            continue
-        merged = Mesh(mesh.vertices[first], faces[kept])
-        turned = _turn(merged)
-        flipped = int((turned.faces != merged.faces).any(1).sum())
-        dropped = len(mesh.faces) - merged.num_faces
-        counts = (used - int(merged.faces.unique().numel()), dropped, flipped)
-        cut = cut_apart(turned.vertices, turned.faces)
-        if cut is not None:
-            apart = Mesh(turned.vertices[cut[1]], cut[0])
-            if apart.is_watertight:
-                return _Prepared(apart, first[cut[1]], True, *counts)
-        here = _Prepared(turned, first, False, *counts)
-        if best is None or _open_edges(turned) < _open_edges(best.mesh):
-            best = here
-    if best is None:
-        raise WatertightError("every face of the mesh is degenerate")
-    return best
-
-
-def _without_copies(faces: Tensor) -> list[Tensor]:
-    """Which faces are left, (F,) bool, by up to two rules, the better first.
-
-    None of a set of copies of which as many are turned one way as the other: folds, walls that two parts
-    share. And one of each set, whichever way they are turned.
-    """
-    ranked, place = faces.sort(dim=1)
-    proper = (ranked[:, 0] != ranked[:, 1]) & (ranked[:, 1] != ranked[:, 2])
-    odd = (place[:, 0] > place[:, 1]) ^ (place[:, 1] > place[:, 2]) ^ (place[:, 0] > place[:, 2])
-    number = torch.arange(len(faces))
-    copies = row_numbers(ranked)
-    kept = proper & (
-        torch.full_like(number, len(faces)).scatter_reduce(0, copies, number, "amin")[copies] == number
-    )
-    balance = torch.zeros_like(number).index_add_(0, copies, torch.where(odd, -1, 1))[copies]
-    if not bool((kept & (balance == 0)).any()):
-        return [kept]
-    return [kept & (balance != 0), kept]
-
-
-def _turn(mesh: Mesh) -> Mesh:
-    return replace(mesh, faces=oriented_faces(mesh.vertices, mesh.faces))
 
 
 def _doubt(mesh: Mesh, cell: float) -> float:
@@ -450,7 +356,7 @@ def watertight(
         cube, normalization = normalize(mesh, dtype=torch.float64)
         if not cube.area > 0:
             raise WatertightError("the mesh has no surface area")
-        prepared = _prepare(cube)
+        prepared = repair(cube)
     return _Run(mesh, normalization, prepared, resolution, cell, eps, check, clock).run(method)
 
 
@@ -460,7 +366,7 @@ class _Run:
 
     given: Mesh
     normalization: Normalization
-    prepared: _Prepared
+    prepared: Repaired
     resolution: int
     cell: float
     epsilon: float
@@ -610,7 +516,7 @@ class _Run:
             merged_vertices=prepared.merged_vertices,
             dropped_faces=prepared.dropped_faces,
             flipped_faces=prepared.flipped_faces,
-            open_edges=0 if prepared.closed else _open_edges(prepared.mesh),
+            open_edges=0 if prepared.closed else count_open_edges(prepared.mesh),
             parts_in=parts_in[0],
             cavities_in=parts_in[1],
             parts_out=parts_out[0],
