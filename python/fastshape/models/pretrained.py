@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -216,12 +217,14 @@ class CheckpointMetadata(ModelConfig):
         source: who trained them.
         preparation: how the training data was prepared, `geometry.PrepareSpec.to_dict()`.
         epsilon: distance of the shell by which its meshes were made watertight, in the normalized frame.
+        name: what the weights are called.
     """
 
     license: str | None = None
     source: str | None = None
     preparation: dict[str, Any] | None = None
     epsilon: float | None = None
+    name: str | None = None
 
     def differences(self, preparation: Mapping[str, Any] | None, epsilon: float | None = None) -> list[str]:
         """In words, where data prepared in this way differs from the training data; amounts do not count.
@@ -255,6 +258,26 @@ class PretrainedModel(nn.Module):
     Config: ClassVar[type[ModelConfig]]
     config: Any
     metadata: CheckpointMetadata = CheckpointMetadata()
+    origin: str | None = None
+    """What the weights were loaded by: a name, a folder or a hub id; None if they were not loaded."""
+
+    @property
+    def title(self) -> str:
+        """The weights in one word: their name, else what they were loaded by, else the class."""
+        return self.metadata.name or self.origin or type(self).__name__
+
+    def fingerprint(self) -> str:
+        """A hash of class, configuration and every weight, 16 hexadecimal digits; the device plays no part.
+
+        Equal fingerprints decode equal latents to equal shapes. Weights that are stored in half precision are
+        others than those that they were rounded from.
+        """
+        digest = hashlib.sha256(type(self).__name__.encode())
+        digest.update(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
 
     def check_preparation(
         self, preparation: Mapping[str, Any] | None, *, epsilon: float | None = None
@@ -274,10 +297,27 @@ class PretrainedModel(nn.Module):
             warnings.warn(text + "; ".join(found), PreparationWarning, stacklevel=2)
         return found
 
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Writes `model.safetensors`, then `config.json`, into the directory `path` (made if need be)."""
+    def save_pretrained(self, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+        """Writes `model.safetensors`, then `config.json`, into the directory `path` (made if need be).
+
+        Args:
+            path: the directory.
+            dtype: of the stored floating-point weights, e.g. torch.float16 for half the size; None keeps
+                theirs. `from_pretrained` gives the model's own dtype again.
+
+        Raises:
+            ValueError: a dtype that is not of floating point, or that a weight is too large for.
+        """
         directory = Path(path)
-        write_safetensors(directory / WEIGHTS_FILE, self.state_dict(), {"format": "pt"})
+        state = self.state_dict()
+        if dtype is not None:
+            if not dtype.is_floating_point:
+                raise ValueError(f"`dtype` must be of floating point, got {dtype}")
+            state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+            for name, tensor in state.items():
+                if not bool(tensor.isfinite().all()):
+                    raise ValueError(f"`dtype` {dtype} cannot hold {name}, or it is not finite")
+        write_safetensors(directory / WEIGHTS_FILE, state, {"format": "pt"})
         description = {
             "model": type(self).__name__,
             "format_version": FORMAT_VERSION,
@@ -350,14 +390,9 @@ class PretrainedModel(nn.Module):
             CheckpointError: a file is missing, damaged, from another model, from a newer version, or does
                 not fit its configuration.
         """
-        config_path, weights_path = _locate(path, revision)
-        try:
-            description = json.loads(config_path.read_text(encoding="utf-8"))
-            name, version, values = description["model"], description["format_version"], description["config"]
-        except FileNotFoundError:
-            raise CheckpointError(f"checkpoint {config_path} does not exist") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{config_path} is not a model configuration: {error!r}") from error
+        config_path, weights_path = locate(path, revision)
+        description = read_description(config_path)
+        name, version, values = description["model"], description["format_version"], description["config"]
         if name != cls.__name__:
             raise CheckpointError(f"{config_path} describes a {name}, not a {cls.__name__}")
         if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
@@ -371,15 +406,42 @@ class PretrainedModel(nn.Module):
             raise CheckpointError(f"{config_path} holds a bad configuration: {error}") from error
         tensors, _ = read_safetensors(weights_path)
         load_exactly(model, tensors, str(weights_path))
+        model.origin = os.fspath(path)
         return model.to(device).eval()
 
 
-def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, Path]:
+def read_description(path: Path) -> dict[str, Any]:
+    """What a `config.json` holds: at least `model`, `format_version` and `config`.
+
+    Raises:
+        CheckpointError: the file is missing or something else.
+    """
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("model", "format_version", "config"):
+            description[key]
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path} does not exist") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a model configuration: {error!r}") from error
+    return dict(description)
+
+
+def looks_like_hub_id(path: str | os.PathLike[str]) -> bool:
+    """Whether a text reads as "owner/name"."""
+    return isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
+def locate(path: str | os.PathLike[str], revision: str | None = None) -> tuple[Path, Path]:
+    """The files of configuration and weights in a folder, or of a hub id, which is downloaded.
+
+    Raises:
+        CheckpointError: neither a folder nor a repository that can be read.
+    """
     directory = Path(path)
     if directory.is_dir():
         return directory / CONFIG_FILE, directory / WEIGHTS_FILE
-    looks_like_id = isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~"))
-    if not looks_like_id:
+    if not looks_like_hub_id(path):
         raise CheckpointError(f"checkpoint directory {path} does not exist")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
