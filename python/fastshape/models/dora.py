@@ -39,7 +39,14 @@ from fastshape.models.field import (
     require_tokens,
 )
 from fastshape.models.pretrained import ModelConfig
-from fastshape.nn import CrossAttentionBlock, FourierEmbed, KLBottleneck, Posterior, SelfAttentionBlock
+from fastshape.nn import (
+    CrossAttentionBlock,
+    FourierEmbed,
+    Generators,
+    KLBottleneck,
+    Posterior,
+    SelfAttentionBlock,
+)
 from fastshape.ops import farthest_point_sampling
 
 
@@ -167,6 +174,7 @@ class DoraVAE(FieldAutoencoder):
     configs: ClassVar[Mapping[str, DoraConfig]] = MappingProxyType(
         {"v1.1": DoraConfig(), "v1.0": DoraConfig(output="occupancy")}
     )
+    inputs = ("surface", "sharp")
     bounds = 1.05  # its shapes are a shell around a mesh that fills [-1, 1]^3, and its queries go as far
 
     config: DoraConfig
@@ -183,6 +191,11 @@ class DoraVAE(FieldAutoencoder):
         for module in self.modules():
             if isinstance(module, (CrossAttentionBlock, SelfAttentionBlock)):
                 module.apply(self._initialize)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of each input point."""
+        return 3 + self.config.point_features
 
     def encode(
         self,
@@ -247,7 +260,7 @@ class DoraVAE(FieldAutoencoder):
         *,
         sample: bool | None = None,
         num_latents: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         start: int | Tensor | str = 0,
     ) -> FieldOutput:
         """One training pass: encode, sample the posterior, decode, query in one unpadded piece.
@@ -257,13 +270,14 @@ class DoraVAE(FieldAutoencoder):
             queries: (B, Q, 3).
             sample: draw the latents from the posterior (True) or take its mode (False); None: draw in
                 training only.
-            generator: draws the posterior's noise.
+            generator: draws the posterior's noise: one, or one for each of the B shapes.
 
         Returns:
             Values (B, Q), positive inside, and the posterior.
         """
         require_points(queries, "queries")
-        posterior = self.encode(surface, sharp, num_latents=num_latents, start=start, generator=generator)
+        one = generator if isinstance(generator, torch.Generator) else None
+        posterior = self.encode(surface, sharp, num_latents=num_latents, start=start, generator=one)
         return self._pass(posterior, queries, sample, generator)
 
     @classmethod

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastshape.models.pretrained import PretrainedModel
-from fastshape.nn import LevelPosterior, Posterior
+from fastshape.nn import Generators, LevelPosterior, Posterior
 
 if TYPE_CHECKING:
     from fastshape.geometry import Mesh
@@ -33,6 +33,14 @@ class FieldAutoencoder(PretrainedModel):
 
     bounds: ClassVar[float] = 1.0
     """Half side of the cube over which `extract` looks for the surface."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("surface",)
+    """The point clouds that `encode` takes, in its order: "surface", and "sharp" (points on sharp edges)."""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of each input point: 3, or 6 with its normal."""
+        return 3
 
     @property
     def inside(self) -> Literal["positive", "negative"]:
@@ -59,7 +67,7 @@ class FieldAutoencoder(PretrainedModel):
         raise NotImplementedError
 
     def _pass(
-        self, posterior: Any, queries: Tensor, sample: bool | None, generator: torch.Generator | None
+        self, posterior: Any, queries: Tensor, sample: bool | None, generator: Generators | None
     ) -> FieldOutput:
         """What `forward` does after encoding: draw or take the mode, decode, query in one unpadded piece."""
         sampled = self.training if sample is None else sample

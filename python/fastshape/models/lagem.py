@@ -51,6 +51,7 @@ from fastshape.models.pretrained import ModelConfig
 from fastshape.nn import (
     CrossAttention,
     CrossAttentionBlock,
+    Generators,
     KLBottleneck,
     LevelPosterior,
     NormalizedBottleneck,
@@ -124,6 +125,10 @@ class LaGeMConfig(ModelConfig):
     @property
     def num_levels(self) -> int:
         return len(self.num_latents)
+
+    def token_counts(self, finest: int) -> tuple[int, ...]:
+        """The tokens of every level where the finest has `finest`, in the configuration's proportions."""
+        return tuple(max(1, round(finest * count / self.num_latents[0])) for count in self.num_latents)
 
     @property
     def attention(self) -> dict[str, Any]:
@@ -265,7 +270,8 @@ class LaGeM(FieldAutoencoder):
         queries: Tensor,
         *,
         sample: bool | None = None,
-        generator: torch.Generator | None = None,
+        num_latents: Sequence[int] | None = None,
+        generator: Generators | None = None,
         start: int | Tensor | str = 0,
     ) -> FieldOutput:
         """One training pass: encode, sample the posterior, decode, query in one unpadded piece.
@@ -275,14 +281,15 @@ class LaGeM(FieldAutoencoder):
             queries: (B, Q, 3).
             sample: draw the latents from the posterior (True) or take its mode (False); None: draw in
                 training only. The normalized bottleneck has no noise: there it makes no difference.
-            generator: draws the posterior's noise.
-            start: as in `encode`; an index, (B,) indices or "random".
+            generator: draws the posterior's noise: one, or one for each of the B shapes.
+            num_latents, start: as in `encode`.
 
         Returns:
             Logits (B, Q), positive inside, and the posterior.
         """
         require_points(queries, "queries")
-        posterior = self.encode(points, start=start, generator=generator)
+        one = generator if isinstance(generator, torch.Generator) else None
+        posterior = self.encode(points, num_latents=num_latents, start=start, generator=one)
         return self._pass(posterior, queries, sample, generator)
 
     @classmethod

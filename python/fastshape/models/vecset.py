@@ -42,6 +42,7 @@ from fastshape.nn import (
     CrossAttention,
     CrossAttentionBlock,
     FeedForward,
+    Generators,
     KLBottleneck,
     PointEmbed,
     Posterior,
@@ -237,7 +238,8 @@ class VecSetVAE(FieldAutoencoder):
         queries: Tensor,
         *,
         sample: bool | None = None,
-        generator: torch.Generator | None = None,
+        num_latents: int | None = None,
+        generator: Generators | None = None,
         start: int | Tensor | str = 0,
     ) -> FieldOutput:
         """One training pass: encode, sample the posterior, decode, query in one unpadded piece.
@@ -247,14 +249,15 @@ class VecSetVAE(FieldAutoencoder):
             queries: (B, Q, 3).
             sample: draw the latents from the posterior (True) or take its mode (False); None: draw in
                 training only.
-            generator: draws the posterior's noise.
-            start: as in `encode`; an index, (B,) indices or "random".
+            generator: draws the posterior's noise: one, or one for each of the B shapes.
+            num_latents, start: as in `encode`.
 
         Returns:
             Values (B, Q), as `query` gives them, and the posterior.
         """
         require_points(queries, "queries")
-        posterior = self.encode(points, start=start, generator=generator)
+        one = generator if isinstance(generator, torch.Generator) else None
+        posterior = self.encode(points, num_latents=num_latents, start=start, generator=one)
         return self._pass(posterior, queries, sample, generator)
 
     def _prepare(self, levels: Sequence[Tensor]) -> Context:

@@ -2,7 +2,7 @@
 
 from fastshape.nn.bottleneck import KLBottleneck, NormalizedBottleneck
 from fastshape.nn.embedding import FourierEmbed, PointEmbed
-from fastshape.nn.posterior import LevelPosterior, Posterior
+from fastshape.nn.posterior import Generators, LevelPosterior, Posterior
 from fastshape.nn.transformer import (
     Attention,
     CrossAttention,
@@ -20,6 +20,7 @@ __all__ = [
     "DropPath",
     "FeedForward",
     "FourierEmbed",
+    "Generators",
     "KLBottleneck",
     "LevelPosterior",
     "NormalizedBottleneck",

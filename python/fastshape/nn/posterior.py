@@ -10,6 +10,20 @@ from torch import Tensor
 
 _LOGVAR_RANGE = (-30.0, 20.0)
 
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def _standard_normal(like: Tensor, generator: Generators | None) -> Tensor:
+    """Standard normal numbers of the shape, dtype and device of `like` (B, M, C)."""
+    if generator is None:
+        return torch.randn_like(like)
+    if not isinstance(generator, torch.Generator):
+        if len(generator) != len(like):
+            raise ValueError(f"`generator` must be one, or one for each of {len(like)}, got {len(generator)}")
+        return torch.cat([_standard_normal(like[i : i + 1], one) for i, one in enumerate(generator)])
+    noise = torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
+    return noise.to(like.device)
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -32,12 +46,13 @@ class Posterior:
         """The most probable latents: the mean, (B, M, C)."""
         return self.mean
 
-    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+    def sample(self, generator: Generators | None = None, *, noise: Tensor | None = None) -> Tensor:
         """mean + exp(logvar / 2) * noise; of a point mass, the mean.
 
         Args:
             generator: draws the noise on its own device, so that one CPU generator gives the same
-                latents on every device. None uses torch's global generator of the mean's device.
+                latents on every device; or a generator for each of the B items, so that an item's noise
+                does not depend on its batch. None uses torch's global generator of the mean's device.
             noise: (B, M, C) standard normal, used instead of drawing.
 
         Returns:
@@ -46,9 +61,7 @@ class Posterior:
         if self.logvar is None:
             return self.mean
         if noise is None:
-            device = self.mean.device if generator is None else generator.device
-            noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
-            noise = noise.to(self.mean.device)
+            noise = _standard_normal(self.mean, generator)
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
@@ -82,7 +95,7 @@ class LevelPosterior:
         return tuple(level.mode() for level in self.levels)
 
     def sample(
-        self, generator: torch.Generator | None = None, *, noise: Sequence[Tensor] | None = None
+        self, generator: Generators | None = None, *, noise: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, ...]:
         """A draw of every level, the finest first, (B, M_l, C_l) each; arguments as of `Posterior.sample`."""
         given = [None] * len(self.levels) if noise is None else noise
