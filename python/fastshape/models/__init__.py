@@ -1,6 +1,6 @@
 """Autoencoders of 3D shapes. Each has a `Config`, and loads its official weights where there are any.
 
-`load` takes trained weights of any of them by a name of `shipped`, a folder or a hub id; `MODELS` has the classes.
+`load` takes trained weights of any of them: a name of `shipped`, a folder or a hub id. `MODELS`: the classes.
 """
 
 from fastshape.models.dora import DoraConfig, DoraVAE

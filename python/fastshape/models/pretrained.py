@@ -263,8 +263,8 @@ class PretrainedModel(nn.Module):
 
     @property
     def title(self) -> str:
-        """The weights in one word: their name, else what they were loaded by, else the class."""
-        return self.metadata.name or self.origin or type(self).__name__
+        """The weights in one word: what they were loaded by, else their name, else the class."""
+        return self.origin or self.metadata.name or type(self).__name__
 
     def fingerprint(self) -> str:
         """A hash of class, configuration and every weight, 16 hexadecimal digits; the device plays no part.

@@ -1,30 +1,22 @@
-"""Mesh to latent tokens and back."""
+"""Mesh to latent tokens and back: `reconstruct` is `encode_mesh`, `decode_latents` and a comparison."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastshape.geometry import Evaluation, Mesh, evaluate, normalize, sample_surface
-from fastshape.nn import Posterior
+from fastshape.geometry import Evaluation, Mesh, evaluate
+from fastshape.models import FieldAutoencoder
+from fastshape.pipelines.encode_inputs import encoder_inputs
+from fastshape.pipelines.latents import Encoded
 
-
-class FieldModel(Protocol):
-    """What `reconstruct` asks of an autoencoder of fields, e.g. `fastshape.models.VecSetVAE`."""
-
-    config: Any
-
-    def encode(self, points: Tensor, *, num_latents: int | None = None) -> Posterior: ...
-
-    def decode(self, latents: Tensor) -> Tensor: ...
-
-    def extract(self, features: Tensor, resolution: int = 128) -> Mesh: ...
+OnStage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -33,51 +25,55 @@ class Reconstruction:
 
     Attributes:
         mesh: the reconstruction, in the frame and unit of the input.
-        latents: the tokens it was made from, (1, M, C).
+        encoded: the tokens it was made from.
         evaluation: the comparison with the input; None where it was not asked for.
         seconds: wall time of each stage: sample, encode, decode, extract, evaluate.
     """
 
     mesh: Mesh
-    latents: Tensor
+    encoded: Encoded
     evaluation: Evaluation | None
     seconds: dict[str, float]
 
     @property
+    def latents(self) -> tuple[Tensor, ...]:
+        """(1, M_l, C_l) of each level, the finest first; one level for most models."""
+        return self.encoded.latents
+
+    @property
     def num_tokens(self) -> int:
-        return self.latents.shape[1]
+        """Of all levels together."""
+        return self.encoded.num_tokens
 
     @property
     def num_bytes(self) -> int:
         """Size of the tokens as they are, without any coding."""
-        return self.latents.numel() * self.latents.element_size()
+        return self.encoded.num_bytes
 
 
-@torch.no_grad()
 def reconstruct(
     mesh: Mesh,
-    model: FieldModel,
+    model: FieldAutoencoder,
     *,
     resolution: int = 128,
     num_points: int | None = None,
-    num_tokens: int | None = None,
+    num_tokens: int | Sequence[int] | None = None,
+    sample_posterior: bool = False,
     seed: int = 0,
     metrics: bool = True,
     num_samples: int = 100_000,
-    on_stage: Callable[[str], None] | None = None,
+    on_stage: OnStage | None = None,
 ) -> Reconstruction:
     """Encode a mesh, decode its tokens and extract the surface again.
 
-    The mesh is normalized to [-1, 1]^3 by its bounding box and sampled uniformly by area; the latents are the
-    mode of the posterior. The same seed gives the same result.
+    What the encoder is shown follows the model: see `encoder_inputs`. The same seed gives the same result.
 
     Args:
         mesh: any mesh with a surface; it need not be closed.
-        model: a trained autoencoder, in evaluation mode.
+        model: a trained autoencoder, in evaluation mode; `models.load` loads one of any family.
         resolution: points of the extraction lattice along an axis.
-        num_points: surface points to encode; None takes the model's `num_inputs`.
-        num_tokens: M; None takes the model's own number.
-        seed: of the surface samples.
+        num_points, num_tokens, sample_posterior: as in `encode_mesh`.
+        seed: of every draw.
         metrics: compare the result with the input.
         num_samples: points per surface of that comparison.
         on_stage: called with the name of each stage as it begins.
@@ -85,33 +81,155 @@ def reconstruct(
     Raises:
         ValueError: a mesh without surface, or (`NoSurfaceError`) a decoded field without one.
     """
-    seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(name: str) -> Iterator[None]:
-        if on_stage is not None:
-            on_stage(name)
-        begin = time.perf_counter()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds[name] = time.perf_counter() - begin
-
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    device = next((parameter.device for parameter in parameters), torch.device("cpu"))
-    with stage("sample"):
-        normalized, normalization = normalize(mesh)
-        count = model.config.num_inputs if num_points is None else num_points
-        generator = torch.Generator().manual_seed(seed)
-        points = sample_surface(normalized, count, generator).points[None].to(device)
-    with stage("encode"):
-        latents = model.encode(points, num_latents=num_tokens).mode()
-    with stage("decode"):
-        features = model.decode(latents)
-    with stage("extract"):
-        extracted = model.extract(features, resolution)
+    encoded, normalized = _encode(mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage)
+    stages = _Stages(model, on_stage)
+    extracted = _decode(encoded, model, resolution, stages)
     evaluation = None
     if metrics:
-        with stage("evaluate"):
+        with stages("evaluate"):
             evaluation = evaluate(extracted, normalized, num_samples=num_samples, seed=seed)
-    return Reconstruction(normalization.undo_mesh(extracted), latents, evaluation, seconds)
+    return Reconstruction(
+        encoded.normalization.undo_mesh(extracted), encoded, evaluation, encoded.seconds | stages.seconds
+    )
+
+
+def encode_mesh(
+    mesh: Mesh,
+    model: FieldAutoencoder,
+    *,
+    num_points: int | None = None,
+    num_tokens: int | Sequence[int] | None = None,
+    sample_posterior: bool = False,
+    seed: int = 0,
+    on_stage: OnStage | None = None,
+) -> Encoded:
+    """Encode a mesh: its latent tokens, and what leads back from them.
+
+    Args:
+        mesh: any mesh with a surface; it need not be closed.
+        model: a trained autoencoder, in evaluation mode.
+        num_points: points to encode, of each cloud; None takes the model's `num_inputs`.
+        num_tokens: None takes the model's own number. Of a model with levels an integer is the number of the
+            finest, and the others follow in proportion; or a number for each level.
+        sample_posterior: draw the latents from the posterior, not its mode.
+        seed: of the points, and of that draw.
+        on_stage: called with the name of each stage as it begins.
+
+    Raises:
+        ValueError: a mesh without surface, or a number of tokens that the model cannot have.
+    """
+    encoded, _ = _encode(mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage, check=True)
+    return encoded
+
+
+def decode_latents(
+    encoded: Encoded, model: FieldAutoencoder, *, resolution: int = 128, on_stage: OnStage | None = None
+) -> Mesh:
+    """The surface that latents stand for, in the frame and unit of the mesh that they were made of.
+
+    Args:
+        encoded: of `encode_mesh` or `load_latents`.
+        model: the one that made them.
+        resolution: points of the extraction lattice along an axis.
+        on_stage: called with the name of each stage as it begins.
+
+    Raises:
+        LatentsError: another model; both are named.
+        NoSurfaceError: the decoded field has no surface.
+    """
+    encoded.require(model)
+    return encoded.normalization.undo_mesh(_decode(encoded, model, resolution, _Stages(model, on_stage)))
+
+
+def token_counts(model: FieldAutoencoder, num_tokens: int | Sequence[int] | None) -> Any:
+    """What `num_tokens` is to a model's `encode`: an integer, or for a model with levels one for each.
+
+    Raises:
+        ValueError: fewer tokens than a model can have, or not a number for each level.
+    """
+    own = model.config.num_latents
+    if num_tokens is None:
+        return own
+    levels = len(own) if isinstance(own, tuple) else 1
+    if isinstance(num_tokens, int):
+        counts = model.config.token_counts(num_tokens) if levels > 1 else (num_tokens,)
+    else:
+        counts = tuple(num_tokens)
+    least = len(model.inputs)  # a token of each cloud
+    if len(counts) != levels or min(counts) < least or (isinstance(num_tokens, int) and num_tokens < least):
+        wanted = f"an integer of at least {least}" + (f", or {levels} integers" if levels > 1 else "")
+        raise ValueError(f"`num_tokens` of {type(model).__name__} must be {wanted}, got {num_tokens}")
+    if getattr(model.config, "learned_queries", False) and counts != (own,):
+        raise ValueError(f"`num_tokens` of {model.title} is always {own}: its queries are learned")
+    return counts if isinstance(own, tuple) else counts[0]
+
+
+class _Stages:
+    """Names and times what is done."""
+
+    def __init__(self, model: FieldAutoencoder, on_stage: OnStage | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.device = _device(model)
+        self._on_stage = on_stage
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self._on_stage is not None:
+            self._on_stage(name)
+        begin = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] = time.perf_counter() - begin
+
+
+def _device(model: FieldAutoencoder) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def _encode(
+    mesh: Mesh,
+    model: FieldAutoencoder,
+    num_points: int | None,
+    num_tokens: int | Sequence[int] | None,
+    sample_posterior: bool,
+    seed: int,
+    on_stage: OnStage | None,
+    *,
+    check: bool = False,
+) -> tuple[Encoded, Mesh]:
+    """The encoded mesh, with the weights' fingerprint where that is to be checked, and the normalized one."""
+    counts = token_counts(model, num_tokens)
+    stages = _Stages(model, on_stage)
+    generator = torch.Generator().manual_seed(seed)
+    with stages("sample"):
+        inputs = encoder_inputs(mesh, model, num_points=num_points, generator=generator)
+        clouds = [cloud.to(stages.device) for cloud in inputs.points]
+    with stages("encode"):
+        encode: Any = model.encode
+        posterior = encode(*clouds, num_latents=counts)
+        latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+    levels = (latents,) if isinstance(latents, Tensor) else tuple(latents)
+    encoded = Encoded(
+        latents=tuple(level.float().cpu() for level in levels),
+        normalization=inputs.normalization,
+        model=type(model).__name__,
+        weights=model.title,
+        fingerprint=model.fingerprint() if check else "",
+        seed=seed,
+        sampled=sample_posterior,
+        seconds=stages.seconds,
+    )
+    return encoded, inputs.mesh
+
+
+@torch.no_grad()
+def _decode(encoded: Encoded, model: FieldAutoencoder, resolution: int, stages: _Stages) -> Mesh:
+    """The surface in the normalized frame."""
+    with stages("decode"):
+        levels = [level.to(stages.device, torch.float32) for level in encoded.latents]
+        own = model.config.num_latents
+        features = model.decode(levels if isinstance(own, tuple) else levels[0])
+    with stages("extract"):
+        return model.extract(features, resolution)

@@ -1,0 +1,64 @@
+"""Untrained autoencoders of each family, small enough for tests, some with a field that is known."""
+
+from __future__ import annotations
+
+import torch
+
+from fastshape.geometry import DistanceField, Mesh, normalize
+from fastshape.models import (
+    MODELS,
+    DoraConfig,
+    FieldAutoencoder,
+    LaGeMConfig,
+    VecSetConfig,
+)
+from fastshape.pipelines import preparation_of
+
+CONFIGS = {
+    "VecSetVAE": VecSetConfig(
+        dim=16, depth=1, heads=1, head_dim=16, num_latents=16, num_inputs=256, latent_dim=4, drop_path=0.0
+    ),
+    "DoraVAE": DoraConfig(
+        dim=16, heads=1, encoder_depth=1, depth=1, latent_dim=4, num_latents=16, num_inputs=256
+    ),
+    "LaGeM": LaGeMConfig(
+        dim=16,
+        heads=1,
+        head_dim=16,
+        num_latents=(16, 8, 4),
+        latent_dims=(4, 6, 8),
+        depths=(1, 1, 1),
+        num_inputs=256,
+    ),
+}
+
+
+def tiny(family: str, seed: int = 0, **changes: object) -> FieldAutoencoder:
+    """A random model; its field has a surface somewhere, or has none."""
+    torch.manual_seed(seed)
+    config = CONFIGS[family]
+    model = MODELS[family](type(config)(**{**config.to_dict(), **changes}))  # type: ignore[call-arg, arg-type]
+    return model.eval()
+
+
+def exact(family: str, mesh: Mesh) -> FieldAutoencoder:
+    """A model whose field is the signed distance to a mesh in the model's own frame, whatever its latents:
+    if the frame is right, the reconstruction of that mesh is the mesh."""
+    model = tiny(family)
+    spec = preparation_of(model)
+    normalized, _ = normalize(mesh, extent=spec.extent, fit=spec.normalization)  # type: ignore[call-overload]
+    field = DistanceField(normalized)
+    model._field = lambda points, context: -field(points[0])[None]  # type: ignore[method-assign]
+    return model
+
+
+def ball(family: str, radius: float = 0.7) -> FieldAutoencoder:
+    """A model whose field is a ball that moves a little with the latents."""
+    model = tiny(family)
+
+    def field(points: torch.Tensor, context: object) -> torch.Tensor:
+        keys = context[0][0]  # type: ignore[index]
+        return radius + 0.02 * keys.mean().tanh() - points.norm(dim=-1)
+
+    model._field = field  # type: ignore[method-assign]
+    return model
