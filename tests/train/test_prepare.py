@@ -22,13 +22,13 @@ def test_a_ball_is_labeled_by_its_radius(ball):
     assert samples.surface.norm(dim=1).min() > 0.99
     assert samples.surface.abs().max() <= 1.0
     for points, inside in (
-        (samples.volume, samples.volume_occupancy),
-        (samples.near, samples.near_occupancy),
+        (samples.volume, samples.inside("volume")),
+        (samples.near, samples.inside("near")),
     ):
         radius = points.norm(dim=1)
         assert inside[radius < 0.99].all()
         assert not inside[radius > 1.01].any()
-    assert samples.volume_occupancy.float().mean().item() == pytest.approx(math.pi / 6, abs=0.05)
+    assert samples.inside("volume").float().mean().item() == pytest.approx(math.pi / 6, abs=0.05)
     assert len(samples.near) == 3000
 
 
@@ -38,9 +38,9 @@ def test_orientation_and_holes_do_not_matter(ball):
     turned = train.prepare(
         Mesh(ball.vertices, ball.faces.flip(1)), num_surface=10, num_volume=1000, num_near=10
     )
-    assert torch.equal(turned.volume_occupancy, expected.volume_occupancy)
+    assert torch.equal(turned.volume_labels, expected.volume_labels)
     holed = train.prepare(Mesh(ball.vertices, ball.faces[20:]), **sizes)
-    assert (holed.volume_occupancy == expected.volume_occupancy).float().mean() > 0.99
+    assert (holed.volume_labels == expected.volume_labels).float().mean() > 0.99
 
 
 def test_preparing_is_deterministic(ball):

@@ -52,6 +52,11 @@ def small_config(**changes) -> train.TrainConfig:
     return train.TrainConfig(**{**values, **changes})
 
 
+def equal_batches(a: train.Batch, b: train.Batch) -> bool:
+    pairs = zip((*a.inputs, a.queries, a.labels), (*b.inputs, b.queries, b.labels), strict=True)
+    return a.counts == b.counts and all(torch.equal(x, y) for x, y in pairs)
+
+
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     left, right = a.state_dict(), b.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
@@ -88,7 +93,7 @@ def test_a_ball_is_learned(samples):
     assert volume.item() == pytest.approx(4 / 3 * math.pi * 0.7**3, rel=0.15)
     fresh = ball(0.7, seed=9)
     inside = trained.query(fresh.volume[None], features)[0] > 0
-    truth = fresh.volume_occupancy
+    truth = fresh.volume_labels
     assert (inside & truth).sum() / (inside | truth).sum() > 0.85
 
 
@@ -99,11 +104,11 @@ def test_the_loss_is_the_papers(samples):
     torch.manual_seed(0)
     model = VecSetVAE(config.model).train()
     batch = train.sample_batch(samples, config, 0)
-    logits, posterior = model(batch.surface, batch.queries, sample=False)
+    logits, posterior = model(batch.inputs[0], batch.queries, sample=False)
     model.bottleneck.to_logvar.bias.data.fill_(-60.0)  # no noise, so that both passes see the same latents
-    logits, posterior = model(batch.surface, batch.queries, sample=False)
-    volume = occupancy_loss(logits[:, :48], batch.occupancy[:, :48])
-    near = occupancy_loss(logits[:, 48:], batch.occupancy[:, 48:])
+    logits, posterior = model(batch.inputs[0], batch.queries, sample=False)
+    volume = occupancy_loss(logits[:, :48], batch.labels[:, :48])
+    near = occupancy_loss(logits[:, 48:], batch.labels[:, 48:])
     expected = volume + 0.1 * near + 0.5 * posterior.kl().mean()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     parts = train.train_step(model, optimizer, batch, config, 0)
@@ -130,7 +135,7 @@ def test_occupancy_loss_takes_labels_of_one_shape():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"gradient_clip": 0.5}, {"ema_decay": 0.9}, {"augment": True}, {"bfloat16": True}]
+    "changes", [{"gradient_clip": 0.5}, {"ema_decay": 0.9}, {"augment": "vecset"}, {"bfloat16": True}]
 )
 def test_options_change_the_result_and_stay_deterministic(samples, changes):
     plain = run(small_config(steps=4), samples)
@@ -155,10 +160,10 @@ def test_no_volume_or_no_near_queries(samples):
 def test_batches_are_a_function_of_seed_and_step(samples):
     config = small_config()
     first, again = train.sample_batch(samples, config, 7), train.sample_batch(samples, config, 7)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert first.surface.shape == (2, 64, 3)
+    assert equal_batches(first, again)
+    assert first.inputs[0].shape == (2, 64, 3)
     assert first.queries.shape == (2, 80, 3)
-    assert first.occupancy.shape == (2, 80)
+    assert first.labels.shape == (2, 80)
     others = (
         train.sample_batch(samples, config, 8),
         train.sample_batch(samples, dataclasses.replace(config, seed=1), 7),
@@ -171,7 +176,7 @@ def test_every_shape_is_seen_once_per_pass():
     shapes = [ball(0.1 * (i + 1), seed=i) for i in range(5)]
     config = small_config(batch_size=2)
     radii = torch.cat(
-        [train.sample_batch(shapes, config, step).surface[:, 0].norm(dim=-1) for step in range(5)]
+        [train.sample_batch(shapes, config, step).inputs[0][:, 0].norm(dim=-1) for step in range(5)]
     )
     for half in radii.split(5):
         assert half.sort().values.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5], abs=1e-5)
@@ -179,26 +184,33 @@ def test_every_shape_is_seen_once_per_pass():
 
 def test_balanced_queries(samples):
     batch = train.sample_batch(samples, small_config(balanced=True), 0)
-    assert batch.occupancy[:, :48].sum(1).tolist() == [24.0, 24.0]
-    outside = dataclasses.replace(samples[0], volume_occupancy=torch.zeros(4000, dtype=torch.bool))
-    assert train.sample_batch([outside], small_config(balanced=True), 0).occupancy[:, :48].sum() == 0
+    assert batch.labels[:, :48].sum(1).tolist() == [24.0, 24.0]
+    # Without inside volume points the inside half comes from the near ones; without any, from the volume.
+    nowhere = torch.zeros(4000, dtype=torch.bool)
+    outside = dataclasses.replace(samples[0], volume_labels=nowhere)
+    assert train.sample_batch([outside], small_config(balanced=True), 0).labels[:, :48].sum(1).tolist() == [
+        24.0,
+        24.0,
+    ]
+    outside = dataclasses.replace(samples[0], volume_labels=nowhere, near_labels=nowhere)
+    assert train.sample_batch([outside], small_config(balanced=True), 0).labels[:, :48].sum() == 0
 
 
 def test_inputs_are_distinct_points_where_there_are_enough(samples):
-    surface = train.sample_batch(samples, small_config(), 0).surface
+    surface = train.sample_batch(samples, small_config(), 0).inputs[0]
     assert all(len(cloud.unique(dim=0)) == 64 for cloud in surface)
     few = dataclasses.replace(samples[0], surface=samples[0].surface[:10])
-    assert train.sample_batch([few], small_config(), 0).surface.shape == (2, 64, 3)
+    assert train.sample_batch([few], small_config(), 0).inputs[0].shape == (2, 64, 3)
 
 
 def test_augmentation_moves_surface_and_queries_together(samples):
     model = dataclasses.replace(small_config().model, num_inputs=3000)
-    batch = train.sample_batch(samples[:1], small_config(augment=True, near_queries=2000, model=model), 0)
-    assert batch.surface.abs().max() <= 1.0
+    batch = train.sample_batch(samples[:1], small_config(augment="vecset", near_queries=2000, model=model), 0)
+    assert batch.inputs[0].abs().max() <= 1.0
     # The queries' labels still say inside and outside of the (now ellipsoidal) surface.
-    extent = batch.surface.abs().amax(1, keepdim=True)
+    extent = batch.inputs[0].abs().amax(1, keepdim=True)
     inside = (batch.queries / extent).square().sum(-1) < 1.0
-    assert (inside.float() == batch.occupancy).float().mean() > 0.9
+    assert (inside.float() == batch.labels).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(
@@ -208,11 +220,15 @@ def test_augmentation_moves_surface_and_queries_together(samples):
         ({"surface": torch.zeros(0, 3)}, ValueError, "at least one point"),
         ({"near": torch.zeros(4000, 3, dtype=torch.float64)}, TypeError, "`near` must be float32"),
         ({"volume": torch.full((4000, 3), float("nan"))}, ValueError, "`volume` must be finite"),
-        ({"volume_occupancy": torch.zeros(4000)}, TypeError, "`volume_occupancy` must be bool"),
         (
-            {"near_occupancy": torch.zeros(3, dtype=torch.bool)},
+            {"volume_labels": torch.zeros(4000, dtype=torch.float64)},
+            TypeError,
+            "`volume_labels` must be bool or float32",
+        ),
+        (
+            {"near_labels": torch.zeros(3, dtype=torch.bool)},
             ValueError,
-            "`near_occupancy` must have shape",
+            "`near_labels` must have shape",
         ),
     ],
 )
@@ -240,7 +256,7 @@ def test_recipes_survive_json(name):
 
 
 def test_unknown_recipe_and_field():
-    with pytest.raises(ValueError, match="there is no recipe 'huge'; there are vecset-tiny"):
+    with pytest.raises(ValueError, match="there is no recipe 'huge'; there are vecset-single"):
         train.recipes.get("huge")
     with pytest.raises(ValueError, match="has no field speed"):
         train.TrainConfig.from_dict({"speed": 1})

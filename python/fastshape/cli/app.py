@@ -16,10 +16,17 @@ from collections.abc import Sequence
 
 from fastshape import __version__
 
-_TRAINS = (
-    "Without --model a small model is first trained on each mesh (minutes, on a CPU): that shows how well "
-    "the tokens can hold this shape, not how a model does on shapes that it never saw."
+_FIT = (
+    "With --fit, or where no weights are shipped, a small model is first trained on each mesh (minutes, on a "
+    "CPU): that shows how well the tokens can hold this shape, not how a model does on shapes that it never "
+    "saw."
 )
+_MESHES = (
+    "OBJ, PLY, STL, OFF, GLB, glTF or 3MF files, folders (searched at any depth), or lists: .txt, .csv with "
+    "a column path, .jsonl"
+)
+_PAGE = "index.html"
+_MODEL = "shipped weights (see `fastshape info`), a folder, or a hub id (owner/name)"
 
 
 class CommandError(Exception):
@@ -32,14 +39,28 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"fastshape {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    _add_reconstruct(commands)
+    _add_encode(commands)
+    _add_decode(commands)
+    _add_demo(commands)
+    _add_prepare(commands)
+    _add_train(commands)
+    _add_pack(commands)
+    _add_evaluate(commands)
+    _add_info(commands)
+    return top
+
+
+def _add_reconstruct(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     reconstruct = commands.add_parser(
         "reconstruct",
         help="meshes to tokens and back",
-        description=f"Takes meshes through an autoencoder and compares the results with them. {_TRAINS}",
+        description="Takes meshes through an autoencoder, back into their own frame and scale, and compares "
+        f"the results with them. {_FIT} Of a folder or several files, OUT/{_PAGE} shows all; a mesh that "
+        "fails is a row with its reason. Exit code: 0, 1 if some of several failed, 2 if nothing could be "
+        "started, 130 if interrupted.",
     )
-    reconstruct.add_argument(
-        "input", nargs="+", metavar="IN", help="OBJ, PLY, STL, OFF, GLB, glTF or 3MF files"
-    )
+    reconstruct.add_argument("input", nargs="+", metavar="IN", help=_MESHES)
     reconstruct.add_argument(
         "-o",
         "--output",
@@ -48,14 +69,54 @@ def parser() -> argparse.ArgumentParser:
         help="the mesh to write (its extension is the format), a .png goes beside it; or a directory",
     )
     reconstruct.add_argument(
-        "--up", choices=("y", "z"), help="vertical axis in the picture; y for glTF, else z"
+        "--up", choices=("y", "z"), help="vertical axis in the pictures; y for glTF, else z"
+    )
+    reconstruct.add_argument(
+        "--pictures", type=_at_least(0), default=64, metavar="N", help="of a folder, draw N; default: 64"
     )
     _add_common(reconstruct)
 
+
+def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    encode = commands.add_parser(
+        "encode",
+        help="meshes to files of latent tokens",
+        description="Encodes meshes; `decode` leads back, to what `reconstruct` gives, to the last bit. A "
+        "file becomes a file, a folder a folder. Exit code: 0, or 1 if some of several failed.",
+    )
+    encode.add_argument("input", nargs="+", metavar="IN", help=_MESHES)
+    encode.add_argument("-o", "--output", required=True, metavar="OUT", help="a .safetensors, or a directory")
+    encode.add_argument("--half", action="store_true", help="write the latents in half precision")
+    _add_encoding(encode)
+
+
+def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    decode = commands.add_parser(
+        "decode",
+        help="files of latent tokens to meshes",
+        description="Decodes what `encode` wrote, into the frame and scale of the mesh that was encoded.",
+    )
+    decode.add_argument(
+        "input", nargs="+", metavar="LATENTS", help=".safetensors of `encode`, or a folder of them"
+    )
+    decode.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="the mesh to write (its extension is the format); or a directory, for GLB files",
+    )
+    decode.add_argument(
+        "-m", "--model", metavar="MODEL", help=f"{_MODEL}; default: what the latents say made them"
+    )
+    _add_resolution(decode)
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser(
         "demo",
         help="procedural solids to tokens and back; needs no file",
-        description=f"Makes a few procedural solids and does with them what `reconstruct` does. {_TRAINS}",
+        description=f"Makes a few procedural solids and does with them what `reconstruct` does. {_FIT}",
     )
     demo.add_argument(
         "-o", "--output", default="fastshape-demo", metavar="DIR", help="default: fastshape-demo"
@@ -69,11 +130,16 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_common(demo)
 
-    _add_prepare(commands)
-    _add_pack(commands)
-    _add_evaluate(commands)
-    commands.add_parser("info", help="what this build and this machine have", description="What is here.")
-    return top
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    info = commands.add_parser(
+        "info",
+        help="what this build and this machine have; or what a model, latents or a mesh are",
+        description="Without an argument what is here: build, machine, shipped weights, recipes, shapes.",
+    )
+    info.add_argument(
+        "target", nargs="?", metavar="MODEL|LATENTS|MESH", help=f"{_MODEL}; latents of `encode`; or a mesh"
+    )
 
 
 def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -148,6 +214,43 @@ def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     pack.add_argument(
         "--shard-size", type=_size, default=_size("1GB"), metavar="SIZE", help="largest file; default: 1GB"
     )
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser(
+        "train",
+        help="a model on what `prepare` wrote",
+        description="Trains a model by a recipe. The same command goes on where it was stopped, bit for bit. "
+        "Under torchrun the processes share each batch.",
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="a name (see `fastshape info`), or a .json file")
+    train.add_argument("data", nargs="?", metavar="DATA", help="the folder that `prepare` or `pack` wrote")
+    train.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="gets checkpoint.safetensors, metrics.jsonl, tensorboard/ and in the end model/",
+    )
+    train.add_argument("--validation", metavar="DATA", help="prepared shapes to validate on")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a field of the configuration, e.g. batch_size=16, model.depth=8; may be repeated",
+    )
+    train.add_argument("--steps", type=_at_least(1), metavar="N", help="default: those of the recipe")
+    train.add_argument("--seed", type=int, metavar="S", help="of every random choice; default: 0")
+    train.add_argument("--initial", metavar="MODEL", help="a trained model to begin with: a name or a folder")
+    train.add_argument("--device", metavar="NAME", help="default: cuda where there is a GPU, else cpu")
+    train.add_argument(
+        "--cache", type=_at_least(0), default=0, metavar="N", help="shapes to keep in memory; default: 0"
+    )
+    train.add_argument("--restart", action="store_true", help="begin again, whatever DIR holds")
+    train.add_argument(
+        "--tensorboard", action=argparse.BooleanOptionalAction, help="default: where it is installed"
+    )
+    train.add_argument("--print-config", action="store_true", help="print the configuration and do nothing")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -232,13 +335,44 @@ def _seconds(text: str) -> float:
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", metavar="DIR", help="a trained model: a directory or a hub id")
+    _add_encoding(command)
+    command.add_argument("--fit", action="store_true", help="train a small model on each mesh first")
     command.add_argument(
-        "--steps", type=_at_least(1), metavar="N", help="training steps; default: those of the recipe"
+        "--steps", type=_at_least(1), metavar="N", help="of that training; default: those of the recipe"
+    )
+    _add_resolution(command)
+    command.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="keep what an earlier run of the same command has done; with --fit, DIR keeps the training runs",
+    )
+    command.add_argument("--no-picture", action="store_true", help="draw none")
+
+
+def _add_encoding(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help=f"{_MODEL}; default: the first shipped of dora-tiny, vecset-tiny",
+    )
+    command.add_argument(
+        "--tokens",
+        type=_at_least(1),
+        metavar="N",
+        help="latent tokens, of the finest level if there are several; default: the model's",
+    )
+    command.add_argument(
+        "--sample", action="store_true", help="draw the latents from the posterior; default: its mode"
     )
     command.add_argument(
         "--seed", type=int, default=0, metavar="S", help="of every random choice; default: 0"
     )
+
+
+def _add_resolution(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resolution",
         type=_at_least(8),
@@ -246,13 +380,6 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         metavar="R",
         help="points of the extraction lattice along an axis; default: 128",
     )
-    command.add_argument(
-        "--tokens", type=_at_least(1), metavar="M", help="latent tokens; default: the model's"
-    )
-    command.add_argument(
-        "--resume", metavar="DIR", help="keep the training run in DIR, going on from what is there"
-    )
-    command.add_argument("--no-picture", action="store_true", help="write no PNG")
 
 
 def _at_least(least: int) -> type[int]:
@@ -265,19 +392,15 @@ def _at_least(least: int) -> type[int]:
     return number  # type: ignore[return-value]
 
 
-def command_line(options: argparse.Namespace) -> str:
-    """The shell command that gives these options, without --resume."""
-    words = ["fastshape", options.command, *getattr(options, "input", []), "-o", options.output]
-    defaults = parser().parse_args(
-        [options.command, *(["-", "-o-"] if options.command == "reconstruct" else [])]
-    )
-    for name in ("shapes", "up", "model", "steps", "seed", "resolution", "tokens"):
-        value = getattr(options, name, None)
-        if value != getattr(defaults, name, None):
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    if options.no_picture:
-        words.append("--no-picture")
-    return shlex.join(words)
+def again(options: argparse.Namespace, *more: object) -> str:
+    """The shell command that was given, without its --resume, and with `more` behind it."""
+    words = ["fastshape", *options.words]
+    resume = getattr(options, "resume", None)
+    if "--resume" in words:
+        at = words.index("--resume")
+        del words[at : at + (2 if isinstance(resume, str) else 1)]
+    words = [word for word in words if not word.startswith("--resume=")]
+    return shlex.join([*words, *map(str, more)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -292,7 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastshape: {error if str(error) else 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
-        message = _user_error(error)
+        message = user_error(error)
         if message is None:
             raise
         print(f"fastshape: {message}", file=sys.stderr)
@@ -300,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-def _user_error(error: Exception) -> str | None:
+def user_error(error: Exception) -> str | None:
     """The line to print for an error that the user can mend; None for one of ours."""
     if isinstance(error, ImportError) and "pip install" in str(error):
         return str(error)
@@ -308,9 +431,9 @@ def _user_error(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     from fastshape.geometry import MeshError, NoSurfaceError, PrepareError
     from fastshape.models import CheckpointError
-    from fastshape.pipelines import PairError
+    from fastshape.pipelines import LatentsError, PairError
 
-    ours = (CommandError, MeshError, NoSurfaceError, CheckpointError, PrepareError, PairError)
+    ours = (CommandError, MeshError, NoSurfaceError, CheckpointError, PrepareError, LatentsError, PairError)
     if isinstance(error, (*ours, FloatingPointError)):
         return " ".join(str(error).splitlines())
     return None

@@ -14,9 +14,10 @@
 
 from fastshape.train import recipes
 from fastshape.train.config import TrainConfig
-from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, sample_batch
-from fastshape.train.loop import TrainingInterrupted, fit, fit_meshes, learning_rate, train_step
+from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, num_tokens, sample_batch
+from fastshape.train.loop import TrainingInterrupted, fit, fit_meshes, learning_rate, losses, train_step
 from fastshape.train.prepare import prepare
+from fastshape.train.validate import validate
 
 __all__ = [
     "Batch",
@@ -27,8 +28,11 @@ __all__ = [
     "fit",
     "fit_meshes",
     "learning_rate",
+    "losses",
+    "num_tokens",
     "prepare",
     "recipes",
     "sample_batch",
     "train_step",
+    "validate",
 ]

@@ -1,6 +1,7 @@
-"""Checkpoints of a run: one safetensors file with model, optimizer, moving average, random state and step.
+"""Checkpoints of a run: one safetensors file with model, optimizer, moving average and step.
 
-One file is renamed into place at a time, so that a killed run leaves its last whole checkpoint.
+There is no random state in it: every draw of a step follows from the seed and the step. One file is renamed
+into place at a time, so that a killed run leaves its last whole checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fastshape.models.pretrained import CheckpointError, load_exactly, read_safe
 from fastshape.train.config import TrainConfig
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 def save(
@@ -35,10 +36,6 @@ def save(
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     description = {"format_version": _FORMAT_VERSION, "step": step, "config": config.to_dict(), "data": data}
     write_safetensors(path, tensors, {"fastshape": json.dumps(description)})
 
@@ -65,17 +62,16 @@ def restore(
         raise CheckpointError(f"{path} is not a training checkpoint of fastshape: {error!r}") from error
     if version != _FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}; this release reads {_FORMAT_VERSION}")
-    current = json.loads(json.dumps(config.to_dict()))
-    different = sorted(name for name in current.keys() | saved.keys() if current.get(name) != saved.get(name))
-    if different:
-        changes = ", ".join(f"{name} ({saved.get(name)} -> {current.get(name)})" for name in different)
+    changes = ", ".join(_changes(saved, json.loads(json.dumps(config.to_dict()))))
+    if changes:
         raise CheckpointError(
             f"{path} belongs to a run with another configuration: {changes}; "
             "use another output_dir, or resume=False to start again"
         )
     if description["data"] != data:
         raise CheckpointError(
-            f"{path} belongs to a run on other shapes; use another output_dir, or resume=False to start again"
+            f"{path} belongs to a run on other shapes or from another initial model; "
+            "use another output_dir, or resume=False to start again"
         )
     load_exactly(model, _part(tensors, "model."), str(path))
     if average is not None:
@@ -85,11 +81,19 @@ def restore(
         index, key = name.split(".", 1)
         states.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random.cpu"])
-    device = next(model.parameters()).device
-    if device.type == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"], device)
     return step
+
+
+def _changes(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs, in words, the fields of the model one by one."""
+    found = []
+    for name in sorted(saved.keys() | current.keys()):
+        before, now = saved.get(name), current.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _changes(before, now, f"{name}.")
+        elif before != now:
+            found.append(f"{prefix}{name} ({before} -> {now})")
+    return found
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastshape.models import VecSetConfig
+from fastshape.models import MODELS, FieldAutoencoder, VecSetConfig, VecSetVAE
+from fastshape.models.pretrained import ModelConfig
+
+QUERY_KINDS = ("volume", "near", "sharp_near")
+AUGMENTATIONS = ("none", "vecset", "lagem", "dora")
 
 
 @dataclass(frozen=True)
@@ -15,51 +20,70 @@ class TrainConfig:
     """Everything that decides the result of a run, besides the shapes.
 
     Attributes:
-        model: the model.
+        model: the model, by its configuration.
         steps: optimizer steps.
-        batch_size: shapes per step; fewer shapes than that are repeated with other points.
-        volume_queries: query points per shape and step drawn from `ShapeSamples.volume`.
-        near_queries: query points per shape and step drawn from `ShapeSamples.near`.
-        balanced: draw half of the volume queries inside and half outside, where a shape has both.
-        near_weight: weight of the near queries' loss; the volume's is 1.
+        batch_size: shapes per step, of all processes together; fewer shapes than that are repeated with other
+            points.
+        micro_batch_size: shapes of one forward and backward pass of a process, whose gradients are summed;
+            None takes the process's whole share. Smaller ones need less memory and give the same gradient.
+        volume_queries, near_queries, sharp_near_queries: query points per shape and step of each kind of
+            `ShapeSamples`.
+        balanced: draw half of the volume queries inside and half outside, by `geometry.draw_balanced`.
+        volume_weight, near_weight, sharp_near_weight: weights of the kinds' mean losses.
         kl_weight: weight of the KL divergence, a mean over tokens and channels.
         sample_posterior: decode a sample of the posterior; False decodes its mode. With very few shapes the
             latents carry little beside noise, and a decoder that only ever saw noise is off at the mode.
+        token_counts: numbers of tokens, ascending, one of which is drawn for each step (of a hierarchy: of
+            its finest level); empty: always the model's own number.
+        token_probabilities: of `token_counts`; empty: all alike.
+        token_warmup: share of the steps over which the table opens: at first only the smallest number can be
+            drawn, at the end of it all of them.
         learning_rate: the peak, reached after `warmup_steps` of linear growth, then a cosine down to
             `final_learning_rate` at the last step.
-        weight_decay: of AdamW.
-        betas: of AdamW.
+        weight_decay, betas, adam_eps: of AdamW.
         gradient_clip: largest norm of the gradient; None does not clip.
         ema_decay: the result is an exponential moving average of the parameters; None: the last parameters.
-        augment: scale each axis by U[0.75, 1.25], rescale to max |coordinate| just under 1, and jitter the
-            surface points by 0.005 N(0, 1), as the official code does.
+        augment: whose augmentation of the training shapes: "none", "vecset", "lagem" or "dora"; see
+            `fastshape.train.augment`.
         bfloat16: autocast to bfloat16.
+        compile: torch.compile the model; a minute or two at the start.
         checkpoint_every: steps between checkpoints.
+        validate_every: steps between validations, where there are validation shapes; 0: at the end only.
         log_every: steps between lines of `metrics.jsonl`.
         num_threads: CPU threads to train with; None leaves torch's number. A fixed number makes the result
             independent of the machine's cores, and one thread is not slowed down by a busy machine.
         seed: of the parameters and of every draw.
     """
 
-    model: VecSetConfig = field(default_factory=VecSetConfig)
+    model: ModelConfig = field(default_factory=VecSetConfig)
     steps: int = 1000
     batch_size: int = 1
+    micro_batch_size: int | None = None
     volume_queries: int = 1024
     near_queries: int = 1024
+    sharp_near_queries: int = 0
     balanced: bool = False
+    volume_weight: float = 1.0
     near_weight: float = 0.1
+    sharp_near_weight: float = 1.0
     kl_weight: float = 1e-3
     sample_posterior: bool = True
+    token_counts: tuple[int, ...] = ()
+    token_probabilities: tuple[float, ...] = ()
+    token_warmup: float = 0.0
     learning_rate: float = 1e-4
     final_learning_rate: float = 1e-6
     warmup_steps: int = 0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
     gradient_clip: float | None = None
     ema_decay: float | None = None
-    augment: bool = False
+    augment: str = "none"
     bfloat16: bool = False
+    compile: bool = False
     checkpoint_every: int = 500
+    validate_every: int = 0
     log_every: int = 10
     num_threads: int | None = None
     seed: int = 0
@@ -68,30 +92,142 @@ class TrainConfig:
         for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"`num_threads` must be None or at least 1, got {self.num_threads}")
-        for name in ("volume_queries", "near_queries", "warmup_steps"):
+        for name in ("num_threads", "micro_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be None or at least 1, got {value}")
+        for name in (*(f"{kind}_queries" for kind in QUERY_KINDS), "warmup_steps", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
-        if self.volume_queries + self.near_queries == 0:
-            raise ValueError("`volume_queries` and `near_queries` must not both be 0")
-        if self.model.output != "occupancy":
-            raise NotImplementedError(f"training is of occupancy, not of the model's {self.model.output!r}")
+        if not any(self.queries.values()):
+            raise ValueError("`volume_queries`, `near_queries` and `sharp_near_queries` must not all be 0")
+        if self.augment not in AUGMENTATIONS:
+            raise ValueError(f"`augment` must be one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}")
+        if self.augment in ("vecset", "lagem") and self.output != "occupancy":
+            raise ValueError(
+                f"`augment` = {self.augment!r} scales the axes unevenly, which leaves no distances: "
+                f"the model's output must be 'occupancy', got {self.output!r}"
+            )
+        self._check_tokens()
+        self.model_class  # noqa: B018  # raises for a configuration of something else
+
+    def _check_tokens(self) -> None:
+        for name in ("token_counts", "token_probabilities", "betas"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
+        counts, probabilities = self.token_counts, self.token_probabilities
+        if any(count < 1 for count in counts) or list(counts) != sorted(set(counts)):
+            raise ValueError(f"`token_counts` must be at least 1 and ascending, got {counts}")
+        if probabilities and len(probabilities) != len(counts):
+            raise ValueError(
+                f"`token_probabilities` must have an entry for each of `token_counts`, "
+                f"got {len(probabilities)} and {len(counts)}"
+            )
+        if probabilities and (min(probabilities) < 0 or probabilities[0] == 0):
+            raise ValueError(
+                f"`token_probabilities` must not be negative, the first positive, got {probabilities}"
+            )
+        if not 0.0 <= self.token_warmup <= 1.0:
+            raise ValueError(f"`token_warmup` must be in [0, 1], got {self.token_warmup}")
+
+    @property
+    def model_class(self) -> type[FieldAutoencoder]:
+        """The class that `model` configures."""
+        for candidate in MODELS.values():
+            if type(self.model) is candidate.Config:
+                return candidate
+        expected = ", ".join(f"{name}.Config" for name in MODELS)
+        raise TypeError(f"`model` must be one of {expected}, got {type(self.model).__name__}")
+
+    @property
+    def queries(self) -> dict[str, int]:
+        """Query points per shape of each kind, in the order of a batch."""
+        return {kind: getattr(self, f"{kind}_queries") for kind in QUERY_KINDS}
+
+    @property
+    def output(self) -> str:
+        """What the model's field is: "occupancy", "tsdf" or "sdf"."""
+        return getattr(self.model, "output", "occupancy")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON holds them."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+        """Plain values, as JSON holds them; the model's have its class's name among them."""
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in ((entry.name, getattr(self, entry.name)) for entry in dataclasses.fields(self))
+        }
+        values["model"] = {"class": self.model_class.__name__, **self.model.to_dict()}
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: an unknown field or class, or a bad value.
+        """
         known = {entry.name for entry in dataclasses.fields(cls)}
         unknown = sorted(values.keys() - known)
         if unknown:
             raise ValueError(f"TrainConfig has no field {', '.join(unknown)}")
         values = dict(values)
         if "model" in values:
-            values["model"] = VecSetConfig.from_dict(values["model"])
-        if "betas" in values:
-            values["betas"] = tuple(values["betas"])
+            model = dict(values["model"])
+            name = model.pop("class", VecSetVAE.__name__)
+            if name not in MODELS:
+                raise ValueError(f"there is no model {name!r}; there are {', '.join(MODELS)}")
+            values["model"] = MODELS[name].Config.from_dict(model)
         return cls(**values)
+
+    def override(self, settings: Sequence[str]) -> TrainConfig:
+        """A copy with fields set by text: "steps=500", "model.dim=64", "token_counts=64,128", "augment=none".
+
+        Raises:
+            ValueError: no such field, or text that is not of its type; names the field.
+        """
+        changes: dict[str, Any] = {}
+        model_changes: dict[str, Any] = {}
+        for setting in settings:
+            name, equals, text = (part.strip() for part in setting.partition("="))
+            if not equals:
+                raise ValueError(f"expected NAME=VALUE, got {setting!r}")
+            inner = name.removeprefix("model.")
+            if inner != name:
+                model_changes[inner] = _parse(self.model, name, inner, text)
+            else:
+                changes[name] = _parse(self, name, name, text)
+        if model_changes:
+            changes["model"] = dataclasses.replace(self.model, **model_changes)
+        return dataclasses.replace(self, **changes)
+
+
+def _parse(owner: Any, name: str, inner: str, text: str) -> Any:
+    """The value of `text` for the field `inner` of `owner`; `name` is what the user wrote."""
+    types = {key: hint for key, hint in typing.get_type_hints(type(owner)).items() if key != "model"}
+    types = {entry.name: types[entry.name] for entry in dataclasses.fields(owner) if entry.name in types}
+    if inner not in types:
+        prefix = name.removesuffix(inner)
+        raise ValueError(f"there is no field `{name}`; there are {', '.join(prefix + key for key in types)}")
+    expected = types[inner]
+    try:
+        return _value(text, expected)
+    except (ValueError, KeyError):
+        raise ValueError(f"`{name}` must be {_describe(expected)}, got {text!r}") from None
+
+
+def _value(text: str, expected: Any) -> Any:
+    arguments = typing.get_args(expected)
+    if typing.get_origin(expected) is tuple:
+        return tuple(_value(part.strip(), arguments[0]) for part in text.split(",") if part.strip())
+    if arguments:  # an optional value
+        return None if text.lower() in ("none", "null") else _value(text, arguments[0])
+    if expected is bool:
+        return {"true": True, "false": False}[text.lower()]
+    return expected(text)
+
+
+def _describe(expected: Any) -> str:
+    arguments = typing.get_args(expected)
+    if typing.get_origin(expected) is tuple:
+        return f"{_describe(arguments[0])}, or several with commas between"
+    if arguments:
+        return f"{_describe(arguments[0])}, or none"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a word"}[expected]

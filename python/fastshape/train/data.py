@@ -1,7 +1,7 @@
 """Shapes prepared for training, and the batches drawn from them.
 
 What a step sees is a function of (seed, step, place in the batch) alone: there is no loader state, and a
-resumed run sees what the uninterrupted one would have seen.
+resumed run, on any number of processes, sees what the uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -10,66 +10,103 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from fastshape.geometry import Prepared, open_prepared
-from fastshape.geometry.prepared import labeled_queries, read_prepared
+from fastshape.geometry import Prepared, draw_balanced, open_prepared
+from fastshape.geometry.prepared import read_prepared
 from fastshape.models.pretrained import CheckpointError, read_safetensors, write_safetensors
-from fastshape.train.config import TrainConfig
+from fastshape.train.augment import augment
+from fastshape.train.config import QUERY_KINDS, TrainConfig
+
+_NONE = torch.zeros(0, 3)
 
 
 @dataclass(frozen=True)
 class ShapeSamples:
-    """One shape: points on its surface, and query points with their occupancy. CPU tensors.
+    """One shape: points on its surface, and query points with their labels. CPU tensors.
+
+    Labels are bool, True inside, or float32 signed distances, negative inside; models of a distance need the
+    latter.
 
     Attributes:
         surface: (S, 3) float32, uniform on the surface, in [-1, 1].
         volume: (V, 3) float32, uniform in the cube [-1, 1]^3.
-        volume_occupancy: (V,) bool, True inside.
+        volume_labels: (V,).
         near: (W, 3) float32, near the surface.
-        near_occupancy: (W,) bool, True inside.
+        near_labels: (W,).
+        normals: (S, 3) unit normals of `surface`; or none, (0, 3).
+        sharp, sharp_normals: (E, 3) points on sharp edges and their normals; or none.
+        sharp_near, sharp_near_labels: (X, 3) queries near sharp edges and their labels; or none.
     """
 
     surface: Tensor
     volume: Tensor
-    volume_occupancy: Tensor
+    volume_labels: Tensor
     near: Tensor
-    near_occupancy: Tensor
+    near_labels: Tensor
+    normals: Tensor = _NONE
+    sharp: Tensor = _NONE
+    sharp_normals: Tensor = _NONE
+    sharp_near: Tensor = _NONE
+    sharp_near_labels: Tensor = _NONE[:, 0]
 
     def __post_init__(self) -> None:
-        for name in ("surface", "volume", "near"):
-            points = getattr(self, name)
-            if points.dim() != 2 or points.shape[1] != 3:
-                raise ValueError(f"`{name}` must have shape (N, 3), got {tuple(points.shape)}")
-            if points.dtype != torch.float32:
-                raise TypeError(f"`{name}` must be float32, got {points.dtype}")
-            if not bool(torch.isfinite(points).all()):
-                raise ValueError(f"`{name}` must be finite")
-        for name in ("volume", "near"):
-            labels = getattr(self, f"{name}_occupancy")
-            if labels.dtype != torch.bool:
-                raise TypeError(f"`{name}_occupancy` must be bool, got {labels.dtype}")
-            if labels.shape != getattr(self, name).shape[:1]:
+        for entry in fields(self):
+            if not entry.name.endswith("_labels"):
+                self._check_points(entry.name)
+        for kind in QUERY_KINDS:
+            labels = getattr(self, f"{kind}_labels")
+            if labels.dtype not in (torch.bool, torch.float32):
+                raise TypeError(f"`{kind}_labels` must be bool or float32, got {labels.dtype}")
+            if labels.shape != getattr(self, kind).shape[:1]:
                 raise ValueError(
-                    f"`{name}_occupancy` must have shape (N,) of `{name}`, got {tuple(labels.shape)}"
+                    f"`{kind}_labels` must have shape (N,) of `{kind}`, got {tuple(labels.shape)}"
+                )
+        for points, normals in (("surface", "normals"), ("sharp", "sharp_normals")):
+            count = len(getattr(self, normals))
+            if count not in (0, len(getattr(self, points))):
+                raise ValueError(
+                    f"`{normals}` must have a row for each of `{points}`, "
+                    f"got {count} and {len(getattr(self, points))}"
                 )
         if len(self.surface) == 0:
             raise ValueError("`surface` must have at least one point")
 
-    @cached_property
-    def inside(self) -> Tensor:
-        """Indices of the volume points inside."""
-        return self.volume_occupancy.nonzero().squeeze(1)
+    def _check_points(self, name: str) -> None:
+        points = getattr(self, name)
+        if points.dim() != 2 or points.shape[1] != 3:
+            raise ValueError(f"`{name}` must have shape (N, 3), got {tuple(points.shape)}")
+        if points.dtype != torch.float32:
+            raise TypeError(f"`{name}` must be float32, got {points.dtype}")
+        if not bool(torch.isfinite(points).all()):
+            raise ValueError(f"`{name}` must be finite")
 
-    @cached_property
-    def outside(self) -> Tensor:
-        """Indices of the volume points outside."""
-        return (~self.volume_occupancy).nonzero().squeeze(1)
+    def inside(self, kind: str) -> Tensor:
+        """Which queries of a kind ("volume", "near", "sharp_near") are inside, bool."""
+        labels: Tensor = getattr(self, f"{kind}_labels")
+        # The sign bit: what is inside by less than its precision holds, or lies on the surface, is -0.
+        return labels if labels.dtype == torch.bool else labels.signbit()
+
+    def cloud(self, name: str, channels: int) -> Tensor:
+        """The points of an encoder's input, "surface" or "sharp": (N, 3), or (N, 6) with their normals.
+
+        Raises:
+            ValueError: the shape has no such points, or no normals.
+        """
+        points: Tensor = getattr(self, name)
+        normals = self.normals if name == "surface" else self.sharp_normals
+        if len(points) == 0:
+            raise ValueError(f"the model takes points on sharp edges, and the shape has no `{name}`")
+        if channels == 3:
+            return points
+        if len(normals) == 0:
+            raise ValueError(f"the model takes normals, and the shape has none of its `{name}` points")
+        return torch.cat([points, normals], 1)
 
     def fingerprint(self) -> str:
         """A hash of the data, by which a resumed run knows its shapes."""
@@ -97,9 +134,7 @@ class ShapeSamples:
 
     @classmethod
     def from_prepared(cls, prepared: Prepared | str | os.PathLike[str]) -> ShapeSamples:
-        """What `geometry.prepare` made, or a file that `fastshape prepare` wrote.
-
-        Signed distances become occupancy, half precision becomes single.
+        """What `geometry.prepare` made, or a file that `fastshape prepare` wrote; all in single precision.
 
         Raises:
             PrepareError: the file is missing or damaged.
@@ -107,8 +142,24 @@ class ShapeSamples:
         """
         if not isinstance(prepared, Prepared):
             prepared = read_prepared(prepared)
-        surface = prepared.get("surface_points", torch.zeros(0, 3)).float()
-        return cls(surface, *labeled_queries(prepared, "volume"), *labeled_queries(prepared, "near"))
+        values = {
+            field: prepared[name].float()
+            for field, name in (
+                ("normals", "surface_normals"),
+                ("sharp", "sharp_points"),
+                ("sharp_normals", "sharp_normals"),
+            )
+            if name in prepared
+        }
+        values["surface"] = prepared.get("surface_points", _NONE).float()
+        for kind in QUERY_KINDS:
+            values[kind] = prepared.get(f"{kind}_points", _NONE).float()
+            sdf, occupancy = prepared.get(f"{kind}_sdf"), prepared.get(f"{kind}_occupancy")
+            if occupancy is not None:
+                values[f"{kind}_labels"] = occupancy
+            else:
+                values[f"{kind}_labels"] = (_NONE[:, 0] if sdf is None else sdf).float()
+        return cls(**values)
 
 
 class ShapeDataset(Sequence[ShapeSamples]):
@@ -147,30 +198,71 @@ class ShapeDataset(Sequence[ShapeSamples]):
 
 
 class Batch(NamedTuple):
-    """Surface points (B, N, 3); queries (B, Q, 3), volume before near; occupancy (B, Q) float32."""
+    """A training batch.
 
-    surface: Tensor
+    Attributes:
+        inputs: the encoder's point clouds in the model's order, (B, N, 3 or 6) each.
+        queries: (B, Q, 3), the kinds one after the other.
+        labels: (B, Q) float32: 1 inside and 0 outside, or signed distances for a model of a distance.
+        counts: queries of each kind.
+    """
+
+    inputs: tuple[Tensor, ...]
     queries: Tensor
-    occupancy: Tensor
+    labels: Tensor
+    counts: dict[str, int]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
+        return Batch(tuple(map(move, self.inputs)), move(self.queries), move(self.labels), self.counts)
+
+    def split(self, size: int) -> list[Batch]:
+        """Batches of at most `size` shapes."""
+        parts = zip(*(t.split(size) for t in (*self.inputs, self.queries, self.labels)), strict=True)
+        return [Batch(tuple(p[:-2]), p[-2], p[-1], self.counts) for p in parts]
 
 
 def sample_batch(
     samples: Sequence[ShapeSamples], config: TrainConfig, step: int, *, rank: int = 0, world_size: int = 1
 ) -> Batch:
-    """The batch of a step: the same for the same (seed, step, rank, world size), whatever came before.
+    """The batch of a step: the same for the same (seed, step), whatever came before.
 
-    The shapes go round in an order shuffled anew for each pass over them. Ranks take consecutive parts of one
-    large batch: what a step sees of all ranks together depends on its size alone.
+    The shapes go round in an order shuffled anew for each pass over them. Ranks take consecutive parts of the
+    one batch of `config.batch_size` shapes.
+
+    Raises:
+        ValueError: the batch is not the same for every rank, or a shape lacks what the configuration draws.
     """
-    items = []
-    size = config.batch_size * world_size
-    for item in range(rank * config.batch_size, (rank + 1) * config.batch_size):
-        epoch, place = divmod(step * size + item, len(samples))
-        generator = keyed_generator(config.seed, "item", step, item)
-        items.append(
-            _sample_item(samples[int(_order(len(samples), config.seed, epoch)[place])], config, generator)
+    if config.batch_size % world_size:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the {world_size} processes, got {config.batch_size}"
         )
-    return Batch(*(torch.stack(parts) for parts in zip(*items, strict=True)))
+    share = config.batch_size // world_size
+    items = []
+    for item in range(rank * share, (rank + 1) * share):
+        epoch, place = divmod(step * config.batch_size + item, len(samples))
+        shape = samples[int(_order(len(samples), config.seed, epoch)[place])]
+        items.append(_sample_item(shape, config, keyed_generator(config.seed, "item", step, item)))
+    clouds, queries, labels = zip(*items, strict=True)
+    inputs = tuple(torch.stack(parts) for parts in zip(*clouds, strict=True))
+    return Batch(inputs, torch.stack(queries), torch.stack(labels), config.queries)
+
+
+def num_tokens(config: TrainConfig, step: int) -> int | None:
+    """Tokens (of a hierarchy: of its finest level) in a step, the same on every rank; None: the model's own.
+
+    Reference: Dora (arXiv 2412.17808): a table with probabilities, and its advice to begin with few tokens.
+    """
+    if not config.token_counts:
+        return None
+    count = len(config.token_counts)
+    opening = config.token_warmup * config.steps
+    if step < opening:
+        count = min(count, 1 + int(step / opening * count))
+    weights = torch.tensor(config.token_probabilities[:count] or (1.0,) * count, dtype=torch.float64)
+    drawn = torch.multinomial(weights, 1, generator=keyed_generator(config.seed, "tokens", step))
+    return config.token_counts[int(drawn)]
 
 
 @lru_cache(4)
@@ -186,39 +278,50 @@ def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
 
 def _sample_item(
     shape: ShapeSamples, config: TrainConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    count = config.model.num_inputs
-    if len(shape.surface) >= count:
-        chosen = torch.randperm(len(shape.surface), generator=generator)[:count]
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    model = config.model_class
+    channels = 3 + getattr(config.model, "point_features", 0)
+    clouds = []
+    for name in model.inputs:
+        cloud = shape.cloud(name, channels)
+        clouds.append(cloud[_choose(len(cloud), config.model.num_inputs, generator)])  # type: ignore[attr-defined]
+    points, labels = [], []
+    for kind, count in config.queries.items():
+        kind_points, kind_labels = _draw_queries(shape, config, kind, count, generator)
+        points.append(kind_points)
+        labels.append(kind_labels)
+    clouds, queries, factor = augment(config.augment, clouds, torch.cat(points), generator)
+    answers = torch.cat(labels)
+    return clouds, queries, answers if config.output == "occupancy" or factor is None else answers * factor
+
+
+def _choose(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """Rows without repetition, where there are enough."""
+    if size >= count:
+        return torch.randperm(size, generator=generator)[:count]
+    return torch.randint(size, (count,), generator=generator)
+
+
+def _draw_queries(
+    shape: ShapeSamples, config: TrainConfig, kind: str, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Points (count, 3) and labels (count,) float32 of a kind."""
+    points: Tensor = getattr(shape, kind)
+    labels: Tensor = getattr(shape, f"{kind}_labels")
+    if count and not len(points):
+        raise ValueError(f"a shape has no `{kind}` points, and the configuration draws {count}")
+    if config.output == "occupancy":
+        labels = shape.inside(kind)
+    elif count and labels.dtype == torch.bool:
+        raise ValueError(
+            f"the model's {config.output!r} needs signed distances, and a shape's `{kind}_labels` are bool"
+        )
+    if kind == "volume" and config.balanced:
+        rows = draw_balanced(shape.inside("volume"), shape.inside("near"), count, generator=generator)
+        points = torch.cat([points, shape.near])
+        labels = torch.cat(
+            [labels, shape.inside("near") if labels.dtype == torch.bool else shape.near_labels]
+        )
     else:
-        chosen = torch.randint(len(shape.surface), (count,), generator=generator)
-    surface = shape.surface[chosen]
-    volume = _volume_indices(shape, config, generator)
-    near = _draw(len(shape.near), config.near_queries, generator)
-    queries = torch.cat([shape.volume[volume], shape.near[near]])
-    occupancy = torch.cat([shape.volume_occupancy[volume], shape.near_occupancy[near]])
-    if config.augment:
-        surface, queries = _augment(surface, queries, generator)
-    return surface, queries, occupancy.float()
-
-
-def _volume_indices(shape: ShapeSamples, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    if not config.balanced or len(shape.inside) == 0 or len(shape.outside) == 0:
-        return _draw(len(shape.volume), config.volume_queries, generator)
-    half = config.volume_queries // 2
-    inside = _draw(len(shape.inside), half, generator)
-    outside = _draw(len(shape.outside), config.volume_queries - half, generator)
-    return torch.cat([shape.inside[inside], shape.outside[outside]])
-
-
-def _draw(size: int, count: int, generator: torch.Generator) -> Tensor:
-    if count and not size:
-        raise ValueError("a shape has no query points of a kind that the configuration draws")
-    return torch.randint(max(size, 1), (count,), generator=generator)
-
-
-def _augment(surface: Tensor, queries: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    scale = 0.75 + 0.5 * torch.rand(1, 3, generator=generator)
-    scale = scale * (0.999999 / (surface * scale).abs().max().clamp_min(1e-6))
-    jitter = 0.005 * torch.randn(surface.shape, generator=generator)
-    return (surface * scale + jitter).clamp(-1.0, 1.0), queries * scale
+        rows = torch.randint(max(len(points), 1), (count,), generator=generator)
+    return points[rows], labels[rows].float()

@@ -5,24 +5,29 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastshape.losses import occupancy_loss
-from fastshape.models import VecSetVAE
+from fastshape.losses import distance_loss, occupancy_loss, tsdf_loss
+from fastshape.models import CheckpointMetadata, FieldAutoencoder
 from fastshape.models.pretrained import atomic_path
 from fastshape.train import checkpoint, recipes
+from fastshape.train.board import open_board
 from fastshape.train.config import TrainConfig
-from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, keyed_generator, sample_batch
+from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, keyed_generator, num_tokens, sample_batch
+from fastshape.train.distributed import Processes, processes
+from fastshape.train.validate import validate
 
 MODEL_DIRECTORY = "model"
 METRICS_FILE = "metrics.jsonl"
@@ -41,59 +46,119 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.final_learning_rate + span * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def losses(values: Tensor, posterior: Any, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
+    """The parts of a batch's loss: "loss", the weighted sum, then each kind of query and "kl".
+
+    Args:
+        values: (B, Q) of the model.
+        posterior: of the model.
+        batch: what the model was asked.
+        config: the weights.
+    """
+    parts: dict[str, Tensor] = {}
+    split = list(batch.counts.values())
+    for (kind, count), answers, labels in zip(
+        batch.counts.items(), values.float().split(split, 1), batch.labels.split(split, 1), strict=True
+    ):
+        if not count:
+            continue
+        if config.output == "occupancy":
+            parts[kind] = occupancy_loss(answers, labels)
+        elif config.output == "tsdf":
+            parts[kind] = tsdf_loss(answers, labels, config.model.truncation)  # type: ignore[attr-defined]
+        else:
+            parts[kind] = distance_loss(answers, labels)
+    total = sum((getattr(config, f"{kind}_weight") * part for kind, part in parts.items()), torch.zeros(()))
+    parts["kl"] = posterior.kl().mean()
+    return {"loss": total + config.kl_weight * parts["kl"], **parts}
+
+
 def train_step(
-    model: VecSetVAE,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     config: TrainConfig,
     step: int,
+    *,
+    rank: int = 0,
 ) -> dict[str, Tensor]:
-    """One step of BCE(volume) + near_weight * BCE(near) + kl_weight * KL; returns its parts, detached."""
-    with torch.autocast(batch.surface.device.type, torch.bfloat16, enabled=config.bfloat16):
-        generator = keyed_generator(config.seed, "posterior", step)
-        sample = config.sample_posterior
-        logits, posterior = model(batch.surface, batch.queries, sample=sample, generator=generator)
-    split = (config.volume_queries, config.near_queries)
-    parts = {}
-    for name, values, targets in zip(
-        ("volume", "near"), logits.float().split(split, 1), batch.occupancy.split(split, 1), strict=True
-    ):
-        parts[name] = occupancy_loss(values, targets) if values.numel() else logits.new_zeros(())
-    parts["kl"] = posterior.kl().mean()
-    loss = parts["volume"] + config.near_weight * parts["near"] + config.kl_weight * parts["kl"]
+    """One optimizer step over this process's share of a batch; returns the parts of its loss, detached.
 
+    Args:
+        model: the model, or its data parallel wrapper.
+        optimizer: of its parameters.
+        batch: of `sample_batch`.
+        config: of the run.
+        step: counted from 0; it decides the learning rate and, with the rank, every draw.
+        rank: of this process.
+    """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.manual_seed(_seed(config, "step", step, rank))  # of the dropped paths
+    share = batch.queries.shape[0]
+    generators = [
+        keyed_generator(config.seed, "posterior", step, rank * share + item) for item in range(share)
+    ]
+    tokens = num_tokens(config, step)
+    options: dict[str, Any] = {"sample": config.sample_posterior}
+    if tokens is not None:
+        counts = getattr(config.model, "token_counts", None)  # of a hierarchy
+        options["num_latents"] = tokens if counts is None else counts(tokens)
+    size = config.micro_batch_size or share
+    summed: dict[str, Tensor] = {}
+    pieces = batch.split(size)
+    for index, piece in enumerate(pieces):
+        weight = piece.queries.shape[0] / share
+        with (
+            torch.autocast(batch.queries.device.type, torch.bfloat16, enabled=config.bfloat16),
+            _synchronized(model, index == len(pieces) - 1),
+        ):
+            noise = generators[index * size : (index + 1) * size]
+            values, posterior = model(*piece.inputs, piece.queries, generator=noise, **options)
+            parts = losses(values, posterior, piece, config)
+            (weight * parts["loss"]).backward()
+        for name, part in parts.items():
+            summed[name] = summed.get(name, 0.0) + weight * part.detach()
     if config.gradient_clip is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     optimizer.step()
-    return {"loss": loss.detach(), **{name: value.detach() for name, value in parts.items()}}
+    return summed
 
 
 def fit(
     config: TrainConfig,
     samples: Sequence[ShapeSamples],
     *,
+    validation: Sequence[ShapeSamples] = (),
+    initial: FieldAutoencoder | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
+    tensorboard: bool = False,
     device: str | torch.device | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> VecSetVAE:
+) -> FieldAutoencoder:
     """Trains a model on prepared shapes.
 
-    The result is a function of `config` and `samples` on one machine and number of threads,
+    The result is a function of `config`, `samples` and `initial` on one machine and number of threads,
     whether or not the run was interrupted. The global random state of torch is left as it was.
+
+    Under torchrun the processes share each batch: the result is that of one process, up to the rounding of
+    sums (and up to `drop_path`, which every process draws for itself). Rank 0 writes the files.
 
     Args:
         config: what to train and how.
         samples: the shapes; a `ShapeDataset` reads them from the disk as they are needed.
+        validation: shapes that are not trained on; every `validate_every` steps and at the end `validate`
+            compares the (averaged) model's field with their labels.
+        initial: a model whose parameters the run begins with; None begins with random ones.
         output_dir: gets `checkpoint.safetensors` (every `checkpoint_every` steps, and on Ctrl-C),
             `metrics.jsonl`, and in the end `model/` for `from_pretrained`. None keeps everything in memory.
         resume: go on from the checkpoint in `output_dir` if there is one; False starts again.
         progress: show a progress bar on stderr.
+        tensorboard: write scalars, and pictures of the validation shapes, into `output_dir/tensorboard`
+            (extra `train`).
         device: None takes CUDA where there is a GPU, else the CPU.
         on_step: called after each step with the number of steps done and the parts of the loss.
 
@@ -101,73 +166,169 @@ def fit(
         The trained model, in evaluation mode.
 
     Raises:
-        ValueError: no shapes, or a checkpoint of another run (`CheckpointError`).
+        ValueError: no shapes, a batch that the processes cannot share, `tensorboard` without `output_dir`, or
+            a checkpoint of another run (`CheckpointError`).
         TrainingInterrupted: Ctrl-C (a KeyboardInterrupt); calling again goes on.
         FloatingPointError: the loss is not finite.
     """
     if len(samples) == 0:
         raise ValueError("`samples` must have at least one shape")
-    place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    directory = None if output_dir is None else Path(output_dir)
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), _threads(config.num_threads):
+    if tensorboard and output_dir is None:
+        raise ValueError("`tensorboard` needs an `output_dir`")
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(processes(device))
+        stack.enter_context(
+            torch.random.fork_rng(devices=[group.device] if group.device.type == "cuda" else [])
+        )
+        stack.enter_context(_threads(config.num_threads))
+        run = _Run(config, samples, validation, initial, output_dir, group)
+        run.restore(resume)
+        board = stack.enter_context(open_board(run.directory, tensorboard and group.first, run.done))
+        interrupted = stack.enter_context(_delayed_interrupt())
+        advance = stack.enter_context(_progress_bar(config.steps, run.done, progress and group.first))
+        for step, batch in run.batches(stack):
+            parts = run.step(batch, step)
+            logged = run.done % config.log_every == 0 or run.done == config.steps
+            metrics: dict[str, float] = {}
+            if logged or on_step is not None:
+                metrics = {name: float(value) for name, value in parts.items()}
+                if not math.isfinite(metrics["loss"]):
+                    raise FloatingPointError(f"the loss of step {run.done} is {metrics['loss']}")
+                advance(run.done, metrics)
+            if validation and _due(config.validate_every, run.done, config.steps):
+                scores = validate(run.result, validation, config, device=group.device)
+                metrics = {**{name: float(value) for name, value in parts.items()}, **scores}
+                board.pictures(run.done, run.result, validation)
+                logged = True
+            if logged and group.first:
+                run.log(metrics)
+                board.scalars(run.done, {**metrics, "learning_rate": learning_rate(config, step)})
+            stop = group.any(interrupted()) and run.done < config.steps
+            if stop or _due(config.checkpoint_every, run.done, config.steps):
+                run.save()
+            if on_step is not None:
+                on_step(run.done, metrics)
+            if stop:
+                where = "" if run.directory is None else f"; saved in {run.directory}"
+                raise TrainingInterrupted(f"stopped after step {run.done} of {config.steps}{where}")
+        return run.finish()
+
+
+class _Run:
+    """The state of a run, and what is done with it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        samples: Sequence[ShapeSamples],
+        validation: Sequence[ShapeSamples],
+        initial: FieldAutoencoder | None,
+        output_dir: str | os.PathLike[str] | None,
+        group: Processes,
+    ) -> None:
+        self.config, self.samples, self.group = config, samples, group
+        self.directory = None if output_dir is None else Path(output_dir)
+        self.done = 0
         torch.manual_seed(config.seed)
-        model = VecSetVAE(config.model).to(place).train()
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
+        self.model = config.model_class(config.model).to(group.device).train()
+        if initial is not None:
+            _require_same_model(initial, config)
+            self.model.load_state_dict(initial.state_dict())
+        self.model.metadata = _metadata(samples, initial)
+        self.average = copy.deepcopy(self.model).eval() if config.ema_decay is not None else None
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
             lr=config.learning_rate,
             betas=config.betas,
+            eps=config.adam_eps,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        average = copy.deepcopy(model).eval() if config.ema_decay is not None else None
-        state: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer, "config": config}
-        done = 0
-        if directory is not None:
-            if isinstance(samples, ShapeDataset):
-                state["data"] = [samples.fingerprint()]  # a million shapes are not read for their hash
-            else:
-                state["data"] = [shape.fingerprint() for shape in samples]
-            path = directory / checkpoint.CHECKPOINT_FILE
-            if resume and path.exists():
-                done = checkpoint.restore(path, **state)
-            _trim_metrics(directory / METRICS_FILE, done)
+        if config.compile:
+            self.model.compile()
+        self.trained = group.wrap(self.model)
+        self.initial = initial
 
-        with _delayed_interrupt() as interrupted, _progress_bar(config.steps, done, progress) as advance:
-            for step in range(done, config.steps):
-                batch = Batch(*(tensor.to(place) for tensor in sample_batch(samples, config, step)))
-                losses = train_step(model, optimizer, batch, config, step)
-                if average is not None and config.ema_decay is not None:
-                    _update_average(average, model, config.ema_decay)
+    @property
+    def result(self) -> FieldAutoencoder:
+        """The model that the run is for: the averaged one, if there is one."""
+        return self.model if self.average is None else self.average
 
-                done = step + 1
-                logged = done % config.log_every == 0 or done == config.steps
-                if logged or on_step is not None:
-                    metrics = {name: float(value) for name, value in losses.items()}
-                    if not math.isfinite(metrics["loss"]):
-                        raise FloatingPointError(f"the loss of step {done} is {metrics['loss']}")
-                    advance(done, metrics)
-                    if logged and directory is not None:
-                        _append_metrics(directory / METRICS_FILE, done, metrics, learning_rate(config, step))
-                stop = interrupted() and done < config.steps
-                if directory is not None and (
-                    done % config.checkpoint_every == 0 or done == config.steps or stop
-                ):
-                    checkpoint.save(path, step=done, **state)
-                if on_step is not None:
-                    on_step(done, metrics)
-                if stop:
-                    where = f"; saved in {directory}" if directory is not None else ""
-                    raise TrainingInterrupted(f"stopped after step {done} of {config.steps}{where}")
+    @property
+    def path(self) -> Path:
+        assert self.directory is not None
+        return self.directory / checkpoint.CHECKPOINT_FILE
 
-    result = (model if average is None else average).eval()
-    if directory is not None:
-        result.save_pretrained(directory / MODEL_DIRECTORY)
-    return result
+    def state(self) -> dict[str, Any]:
+        if isinstance(self.samples, ShapeDataset):
+            data = [self.samples.fingerprint()]  # a million shapes are not read for their hash
+        else:
+            data = [shape.fingerprint() for shape in self.samples]
+        if self.initial is not None:
+            data.append("initial " + _fingerprint(self.initial))
+        return {
+            "model": self.model,
+            "average": self.average,
+            "optimizer": self.optimizer,
+            "config": self.config,
+            "data": data,
+        }
+
+    def restore(self, resume: bool) -> None:
+        if self.directory is None:
+            return
+        if resume and self.path.exists():
+            self.done = checkpoint.restore(self.path, **self.state())
+        self.group.barrier()
+        if self.group.first:
+            _trim_metrics(self.directory / METRICS_FILE, self.done)
+
+    def batches(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, Batch]]:
+        """The batches to come, each drawn while the step before it works."""
+        pool = stack.enter_context(ThreadPoolExecutor(1, "fastshape-batches"))
+
+        def draw(step: int) -> Batch:
+            return sample_batch(
+                self.samples, self.config, step, rank=self.group.rank, world_size=self.group.world_size
+            )
+
+        begin, end = self.done, self.config.steps
+        coming = pool.submit(draw, begin) if begin < end else None
+        for step in range(begin, end):
+            assert coming is not None
+            batch = coming.result()
+            coming = pool.submit(draw, step + 1) if step + 1 < end else None
+            yield step, batch.to(self.group.device)
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        parts = train_step(self.trained, self.optimizer, batch, self.config, step, rank=self.group.rank)
+        if self.average is not None:
+            assert self.config.ema_decay is not None
+            update_average(self.average, self.model, self.config.ema_decay)
+        self.done = step + 1
+        return parts
+
+    def log(self, metrics: dict[str, float]) -> None:
+        if self.directory is not None:
+            rate = learning_rate(self.config, self.done - 1)
+            _append_metrics(self.directory / METRICS_FILE, self.done, metrics, rate)
+
+    def save(self) -> None:
+        if self.directory is not None and self.group.first:
+            checkpoint.save(self.path, step=self.done, **self.state())
+        self.group.barrier()
+
+    def finish(self) -> FieldAutoencoder:
+        result = self.result.eval()
+        if self.directory is not None and self.group.first:
+            result.save_pretrained(self.directory / MODEL_DIRECTORY)
+        self.group.barrier()
+        return result
 
 
 def fit_meshes(
     samples: Sequence[ShapeSamples],
-    recipe: TrainConfig | str = "vecset-tiny",
+    recipe: TrainConfig | str = "vecset-single",
     *,
     steps: int | None = None,
     seed: int | None = None,
@@ -176,7 +337,7 @@ def fit_meshes(
     progress: bool = True,
     device: str | torch.device | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> VecSetVAE:
+) -> FieldAutoencoder:
     """`fit` with a recipe, or its name in `recipes.RECIPES`, whose `steps` and `seed` can be overridden."""
     config = recipes.get(recipe) if isinstance(recipe, str) else recipe
     return fit(
@@ -195,9 +356,45 @@ def fit_meshes(
 
 
 @torch.no_grad()
-def _update_average(average: VecSetVAE, model: VecSetVAE, decay: float) -> None:
-    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(value, 1.0 - decay)
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * model, of the parameters."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1.0 - decay)
+
+
+def _due(every: int, done: int, steps: int) -> bool:
+    return done == steps or (every > 0 and done % every == 0)
+
+
+def _seed(config: TrainConfig, *key: int | str) -> int:
+    return keyed_generator(config.seed, *key).initial_seed()
+
+
+def _synchronized(model: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Only the last piece of a batch has its gradients averaged over the processes."""
+    if last or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return model.no_sync()
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _metadata(samples: Sequence[ShapeSamples], initial: FieldAutoencoder | None) -> CheckpointMetadata:
+    """What the trained model says of its data."""
+    if isinstance(samples, ShapeDataset):
+        return CheckpointMetadata(preparation=samples.prepared.spec.to_dict())
+    return CheckpointMetadata() if initial is None else initial.metadata
+
+
+def _require_same_model(initial: FieldAutoencoder, config: TrainConfig) -> None:
+    if type(initial) is not config.model_class or initial.config != config.model:
+        raise ValueError(
+            f"`initial` must be the model of the configuration, {config.model}, got {initial.config}"
+        )
 
 
 @contextlib.contextmanager
