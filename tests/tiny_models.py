@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from fastshape.geometry import DistanceField, Mesh, normalize
@@ -52,13 +54,14 @@ def exact(family: str, mesh: Mesh) -> FieldAutoencoder:
     return model
 
 
-def ball(family: str, radius: float = 0.7) -> FieldAutoencoder:
-    """A model whose field is a ball that moves a little with the latents."""
+def ball_field(self: FieldAutoencoder, points: torch.Tensor, context: object) -> torch.Tensor:
+    """In place of a model's `_field`: a ball whose radius depends a little on the latents."""
+    keys = context[0][0]  # type: ignore[index]
+    return 0.7 + 0.02 * keys.mean().tanh() - points.norm(dim=-1)
+
+
+def ball(family: str) -> FieldAutoencoder:
+    """A model that has learned a ball."""
     model = tiny(family)
-
-    def field(points: torch.Tensor, context: object) -> torch.Tensor:
-        keys = context[0][0]  # type: ignore[index]
-        return radius + 0.02 * keys.mean().tanh() - points.norm(dim=-1)
-
-    model._field = field  # type: ignore[method-assign]
+    model._field = functools.partial(ball_field, model)  # type: ignore[method-assign]
     return model

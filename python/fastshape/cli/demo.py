@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 
 from fastshape.cli.app import CommandError
-from fastshape.cli.process import Task, ensure_directory, process
+from fastshape.cli.process import ensure_directory, process
 from fastshape.geometry import save, shapes
+from fastshape.pipelines import Job
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     folder = Path(options.output)
     made = []
     for name in dict.fromkeys(options.shapes):
@@ -19,8 +20,11 @@ def run(options: argparse.Namespace) -> None:
         except ValueError as error:
             raise CommandError(str(error)) from None
     ensure_directory(folder)
-    tasks = []
+    jobs = []
     for name, mesh in made:
         save(mesh, folder / f"{name}.ply")
-        tasks.append(Task(name, mesh, folder / f"{name}-reconstructed.ply"))
-    process(tasks, options, Path(options.resume) if options.resume else folder / "run")
+        output = folder / f"{name}-reconstructed.ply"
+        picture = None if options.no_picture else output.with_suffix(".png")
+        jobs.append(Job(name, folder / f"{name}.ply", output, picture))
+    run_dir = Path(options.resume) if isinstance(options.resume, str) else folder / "run"
+    return process(jobs, options, folder=folder, run_dir=run_dir)

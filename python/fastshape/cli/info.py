@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import platform
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastshape import _C, __version__
-from fastshape.geometry import shapes
+from fastshape import _C, __version__, models
+from fastshape.cli.models import default_model, load_model, num_parameters
+from fastshape.geometry import load, shapes
+from fastshape.geometry.formats import READERS
+from fastshape.models import FieldAutoencoder
+from fastshape.pipelines import load_latents, preparation_of
+from fastshape.pipelines.latents import SUFFIX
 from fastshape.train import recipes
 
 _EXTRAS = {
@@ -21,12 +28,36 @@ _EXTRAS = {
     "train": ("tensorboard",),
 }
 
+_CLOUDS = {"surface": "{} points on the surface", "sharp": "{} on sharp edges"}
+_FRAMES = {
+    "box": "the mesh's box brought to [-{0}, {0}]^3",
+    "sphere": "the farthest vertex brought to a distance of {0} from the box's middle",
+}
+
 
 def run(options: argparse.Namespace) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in facts().items():
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    found = facts() if options.target is None else facts_of(options.target)
+    for name, value in found.items():
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    Console(highlight=False).print(table, markup=False)
+
+
+def facts_of(target: str) -> dict[str, str]:
+    """What a model, a file of latents or a mesh is, by name.
+
+    Raises:
+        CheckpointError, LatentsError, MeshError: it is none, or cannot be read.
+    """
+    path = Path(target)
+    if not path.is_dir() and target not in models.shipped():
+        if path.suffix.lower() == SUFFIX:
+            return latents_facts(path)
+        if path.suffix.lower() in READERS or path.is_file():
+            return mesh_facts(path)
+    return model_facts(load_model(target))
 
 
 def facts() -> dict[str, str]:
@@ -43,6 +74,7 @@ def facts() -> dict[str, str]:
     for extra, modules in _EXTRAS.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         extras.append(f"{extra} " + (f"lacks {', '.join(missing)}" if missing else "complete"))
+    shipped = [f"{name} (default)" if name == default_model() else name for name in models.shipped()]
     return {
         "fastshape": __version__,
         "torch": str(torch.__version__),
@@ -52,6 +84,66 @@ def facts() -> dict[str, str]:
         "GPU": gpu,
         "CPU kernels": f"{_C.instruction_set()}, {torch.get_num_threads()} threads",
         "extras": "; ".join(extras),
+        "shipped weights": ", ".join(shipped) or "none",
         "recipes": ", ".join(recipes.RECIPES),
         "shapes": ", ".join([*shapes.NAMES, "csg-SEED"]) + "; others of a kind as NAME-SEED",
     }
+
+
+def model_facts(model: FieldAutoencoder) -> dict[str, str]:
+    """Trained weights: what they are, and what a user must know of them."""
+    metadata, spec = model.metadata, preparation_of(model)
+    clouds = " and ".join(_CLOUDS[name].format(f"{model.config.num_inputs:,}") for name in model.inputs)
+    normals = ", with normals" if model.input_channels > 3 else ""
+    frame = _FRAMES[spec.normalization].format(f"{spec.extent:g}")
+    return {
+        "model": f"{model.title} ({type(model).__name__})",
+        "name": metadata.name or "not stated",
+        "parameters": f"{num_parameters(model):,}",
+        "weights": model.fingerprint(),
+        "license": metadata.license or "not stated",
+        "source": metadata.source or "not stated",
+        "inputs": f"{clouds}{normals}; {frame}",
+        "configuration": _pairs(model.config.to_dict()),
+        "preparation": _pairs(metadata.preparation) if metadata.preparation else "not stated",
+    }
+
+
+def latents_facts(path: Path) -> dict[str, str]:
+    """A file of latents: who made it of what."""
+    encoded = load_latents(path)
+    levels = [f"{level.shape[1]} x {level.shape[2]}" for level in encoded.latents]
+    center = ", ".join(f"{part:g}" for part in encoded.normalization.center)
+    return {
+        "latents": str(path),
+        "model": f"{encoded.weights} ({encoded.model}), weights {encoded.fingerprint or 'not stated'}",
+        "tokens": " + ".join(levels) + f", {encoded.num_tokens} in all",
+        "bytes": f"{encoded.num_bytes:,} as {str(encoded.latents[0].dtype).removeprefix('torch.')}; "
+        f"{path.stat().st_size:,} in the file",
+        "frame": f"center {center}; scale {encoded.normalization.scale:g}",
+        "drawn": f"{'from the posterior' if encoded.sampled else 'its mode'}; seed {encoded.seed}",
+        "fastshape": encoded.version,
+    }
+
+
+def mesh_facts(path: Path) -> dict[str, str]:
+    """A mesh: how large, how sound."""
+    mesh = load(path)
+    low, high = mesh.bounds.tolist()
+    found = {
+        "mesh": str(path),
+        "vertices": f"{mesh.num_vertices:,}",
+        "faces": f"{mesh.num_faces:,}",
+        "bounds": " to ".join(
+            "(" + ", ".join(f"{part:g}" for part in corner) + ")" for corner in (low, high)
+        ),
+        "area": f"{mesh.area:g}",
+        "watertight": f"yes, volume {mesh.volume:g}" if mesh.is_watertight else "no",
+        "notes": "; ".join(mesh.notes) or "none",
+    }
+    return found
+
+
+def _pairs(values: object) -> str:
+    assert isinstance(values, dict)
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in values.items())

@@ -1,214 +1,220 @@
-"""What `reconstruct` and `demo` share: train if need be, reconstruct, report, draw."""
+"""What `reconstruct` and `demo` share: the model, the run, the table, the page."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fastshape import train
-from fastshape.cli.app import CommandError, command_line
-from fastshape.geometry import DistanceField, Mesh, normalize, save
+from fastshape.cli.app import CommandError, again
+from fastshape.cli.models import about, default_model, load_model, preparation_notes
 from fastshape.geometry.optional import require
-from fastshape.geometry.render import compare_picture
-from fastshape.models import VecSetVAE
-from fastshape.pipelines import Reconstruction, reconstruct
+from fastshape.models import FieldAutoencoder
+from fastshape.pipelines import Job, ReconstructSettings, reconstruct_file, reconstruct_files, token_counts
+from fastshape.pipelines.reconstruct_files import ModelFor, Record
+from fastshape.pipelines.reconstruct_page import HEADER, LEGEND, cells, mean_cells, write_page
 
-RECIPE = "vecset-tiny"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One mesh, where its reconstruction goes, and which axis is up in its picture."""
-
-    name: str
-    mesh: Mesh
-    output: Path
-    up: Literal["y", "z"] = "z"
-
-    @property
-    def picture(self) -> Path:
-        return self.output.with_suffix(".png")
+PAGE = "index.html"
 
 
-def process(tasks: Sequence[Task], options: argparse.Namespace, run_dir: Path) -> list[Reconstruction]:
-    """Reconstruct every task, write the meshes and pictures, print the table.
+def process(jobs: Sequence[Job], options: argparse.Namespace, *, folder: Path | None, run_dir: Path) -> int:
+    """Reconstruct every mesh, write meshes and pictures, print the table.
 
     Progress and notes go to stderr, the table to stdout.
 
     Args:
-        tasks: one or more.
+        jobs: one or more.
         options: of the command line.
-        run_dir: where the training run is kept; removed at the end unless --resume names it.
+        folder: of a batch: gets a record of each mesh and the page, and a bad mesh is a row there. None: one
+            mesh, whose error is the command's.
+        run_dir: where training runs are kept while they are needed.
+
+    Returns:
+        The exit code: 1 if a mesh of a batch failed.
     """
     console = Console(stderr=True, highlight=False)
-    if not options.no_picture:
-        require("PIL.Image", "demo", "drawing a picture")  # before the training, not after it
-    for task in tasks:
-        for note in task.mesh.notes:
-            console.print(f"{task.name}: {note}", style="yellow", markup=False)
-
-    stages: dict[str, float] = {}
-    if options.model:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        models = [VecSetVAE.from_pretrained(options.model, device=device)] * len(tasks)
-    else:
-        models = _train(tasks, options, run_dir, stages, console)
-
-    try:
-        results = _reconstruct(tasks, models, options, stages, console)
-    except KeyboardInterrupt:
-        again = f"; to go on: {command_line(options)} --resume {run_dir}" if run_dir.is_dir() else ""
-        raise KeyboardInterrupt(f"interrupted{again}") from None
-    Console(highlight=False).print(report(tasks, results, stages))
-    for task in tasks:
-        files = [str(task.output)] if options.no_picture else [str(task.output), str(task.picture)]
-        console.print(f"wrote {' and '.join(files)}", soft_wrap=True, markup=False)
-    if options.resume is None and not options.model:
-        for task in tasks:
-            _remove_run(_run_of(task, tasks, run_dir))
-        with contextlib.suppress(OSError):
-            run_dir.rmdir()
-    return results
-
-
-def _run_of(task: Task, tasks: Sequence[Task], run_dir: Path) -> Path:
-    return run_dir if len(tasks) == 1 else run_dir / task.name
-
-
-def _reconstruct(
-    tasks: Sequence[Task],
-    models: Sequence[VecSetVAE],
-    options: argparse.Namespace,
-    stages: dict[str, float],
-    console: Console,
-) -> list[Reconstruction]:
-    results = []
-    for task, model in zip(tasks, models, strict=True):
-        with console.status(f"{task.name}: reconstructing"):
-            result = reconstruct(
-                task.mesh, model, resolution=options.resolution, num_tokens=options.tokens, seed=options.seed
-            )
-        save(result.mesh, task.output)
-        results.append(result)
-        if not options.no_picture:
-            with console.status(f"{task.name}: drawing"):
-                begin = time.perf_counter()
-                _draw(task, result)
-                stages["draw"] = stages.get("draw", 0.0) + time.perf_counter() - begin
-    return results
-
-
-def _remove_run(run_dir: Path) -> None:
-    """Delete what a training run wrote, and the directory if nothing else is in it."""
-    shutil.rmtree(run_dir / "model", ignore_errors=True)
-    for name in ("checkpoint.safetensors", "metrics.jsonl"):
-        (run_dir / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        run_dir.rmdir()
-
-
-def _train(
-    tasks: Sequence[Task],
-    options: argparse.Namespace,
-    run_dir: Path,
-    stages: dict[str, float],
-    console: Console,
-) -> list[VecSetVAE]:
-    """One model for each task: the recipe fits a shape, and several together take it more than their sum."""
-    begin = time.perf_counter()
-    with console.status("preparing: signed distances of the training points"):
-        samples = [_prepare(task, options.seed, console) for task in tasks]
-    stages["prepare"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    models = []
-    for task, sample in zip(tasks, samples, strict=True):
-        console.print(
-            f"no --model given: training {RECIPE} on {task.name}, for {task.name} only",
-            soft_wrap=True,
-            markup=False,
-        )
-        try:
-            model = train.fit_meshes(
-                [sample],
-                RECIPE,
-                steps=options.steps,
-                seed=options.seed,
-                output_dir=_run_of(task, tasks, run_dir),
-                resume=options.resume is not None,
-            )
-        except train.TrainingInterrupted as stopped:
-            done = str(stopped).split(";")[0]
-            raise KeyboardInterrupt(f"{done}; to go on: {command_line(options)} --resume {run_dir}") from None
-        models.append(model)
-    stages["train"] = time.perf_counter() - begin
-    return models
-
-
-def _prepare(task: Task, seed: int, console: Console) -> train.ShapeSamples:
-    samples = train.prepare(task.mesh, seed=seed)
-    if not bool(samples.volume_occupancy.any()) and not bool(samples.near_occupancy.any()):
-        raise CommandError(
-            f"{task.name}: the mesh encloses nothing, so there is no inside to learn; close it"
-        )
-    field = DistanceField(normalize(task.mesh)[0])
-    doubt = float(field.doubt(samples.volume[:8192]).double().mean())
-    if doubt > 0.01:
-        console.print(
-            f"{task.name}: inside or outside is in doubt for {doubt:.0%} of its box; expect holes or webs",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
-    return samples
-
-
-def _draw(task: Task, result: Reconstruction) -> None:
-    assert result.evaluation is not None
-    scores, floor = result.evaluation.scores, result.evaluation.floor
-    left = f"{task.name}\n{task.mesh.num_faces:,} faces"
-    right = (
-        f"from {result.num_tokens} tokens, {result.num_bytes / 1024:.1f} KiB\n"
-        f"CD-L1 {scores.chamfer_l1:.4f} (floor {floor.chamfer_l1:.4f}), F@.02 {scores.fscore[0.02]:.3f}"
+    if any(job.picture is not None for job in jobs):
+        require("PIL.Image", "demo", "drawing a picture")  # before the work, not after it
+    model, facts = _choose(options, jobs, folder, run_dir, console)
+    settings = ReconstructSettings(
+        resolution=options.resolution,
+        num_tokens=options.tokens,
+        sample_posterior=options.sample,
+        seed=options.seed,
+        picture_size=480 if folder is None else 300,
     )
-    compare_picture([(left, task.mesh), (right, result.mesh)], task.picture, up=task.up)
+    try:
+        with preparation_notes(console):
+            if folder is None:
+                records = [_one(jobs[0], model, settings, console)]
+            else:
+                records = _many(jobs, model, folder, settings, facts, options, console)
+    except KeyboardInterrupt as stopped:
+        if str(stopped):
+            raise
+        more = [] if folder is None else ["--resume"]
+        raise KeyboardInterrupt(f"interrupted; to go on: {again(options, *more)}") from None
+    print_table(records, Console(highlight=False))
+    if folder is None:
+        files = [str(path) for path in (jobs[0].output, jobs[0].picture) if path is not None]
+        console.print(f"wrote {' and '.join(files)}", soft_wrap=True, markup=False)
+    else:
+        facts |= {"settings": _settings_line(settings), "command": again(options)}
+        write_page(records, folder / PAGE, facts, title=f"fastshape {options.command}: {folder.name}")
+        console.print(f"wrote {folder / PAGE} and the meshes beside it", soft_wrap=True, markup=False)
+    if not isinstance(model, FieldAutoencoder):
+        model.clean()
+    return 1 if any(record["status"] != "ok" for record in records) else 0
 
 
-def report(tasks: Sequence[Task], results: Sequence[Reconstruction], stages: dict[str, float]) -> Table:
-    """One row per shape; what they share, in seconds, stands below."""
-    shared = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
+def _choose(
+    options: argparse.Namespace, jobs: Sequence[Job], folder: Path | None, run_dir: Path, console: Console
+) -> tuple[Any, dict[str, str]]:
+    """The model of all meshes, or what trains one for each; and what it is, in words.
+
+    Raises:
+        CommandError: options that contradict one another, or a number of tokens that the model cannot have.
+    """
+    if options.fit and options.model:
+        raise CommandError("--fit trains a model, --model takes one: give one of the two")
+    name = None if options.fit else options.model or default_model()
+    if name is None:
+        from fastshape.cli.overfit import RECIPE, Overfit  # torch's training part only where it is needed
+
+        if not options.fit:
+            console.print(
+                "no weights are shipped with this installation, and no --model is given: a small model is "
+                "trained on each mesh first, as with --fit",
+                style="yellow",
+                soft_wrap=True,
+            )
+        words = f"{RECIPE}, trained on each shape alone before it was reconstructed: how well the tokens can "
+        facts = {"model": words + "hold it, not how a model does on shapes that it never saw"}
+        if options.steps is not None:
+            facts["steps"] = str(options.steps)
+        return Overfit(options, run_dir, len(jobs) > 1, console), facts
+    if options.steps is not None:
+        raise CommandError("--steps is of the training that --fit does")
+    if isinstance(options.resume, str):
+        raise CommandError(f"--resume {options.resume}: a folder is for --fit; else --resume takes no value")
+    if options.resume and folder is None:
+        raise CommandError("--resume is for a folder or several inputs, or for --fit")
+    model = load_model(name)
+    try:
+        token_counts(model, options.tokens)
+    except ValueError as error:
+        raise CommandError(f"--tokens {options.tokens}: {error}") from None
+    return model, about(model)
+
+
+def _one(
+    job: Job, model: FieldAutoencoder | ModelFor, settings: ReconstructSettings, console: Console
+) -> Record:
+    if isinstance(model, FieldAutoencoder):  # training has a bar of its own
+        with console.status(f"{job.name}: reconstructing"):
+            record = reconstruct_file(job, model, settings)
+    else:
+        record = reconstruct_file(job, model, settings)
+    _say_notes(record, console)
+    return record
+
+
+def _many(
+    jobs: Sequence[Job],
+    model: FieldAutoencoder | ModelFor,
+    folder: Path,
+    settings: ReconstructSettings,
+    facts: dict[str, str],
+    options: argparse.Namespace,
+    console: Console,
+) -> list[Record]:
+    ensure_directory(folder)
+    bar = progress_bar(console, disable=not isinstance(model, FieldAutoencoder))
+    with bar:
+        task = bar.add_task("reconstructing", total=len(jobs))
+
+        def done(record: Record) -> None:
+            bar.advance(task)
+            if record["status"] != "ok":
+                console.print(
+                    f"{record['name']}: {record['reason']}", style="red", markup=False, soft_wrap=True
+                )
+            elif "kept" not in record:
+                _say_notes(record, console)
+
+        records = reconstruct_files(
+            jobs,
+            model,
+            folder,
+            settings,
+            about=facts,
+            resume=options.resume is not None,
+            on_start=lambda job: bar.update(task, description=job.name[-40:]),
+            on_item=done,
+        )
+    kept = sum("kept" in record for record in records)
+    if kept:
+        console.print(f"{kept} of {len(records)} taken from the earlier run")
+    return records
+
+
+def progress_bar(console: Console, disable: bool = False) -> Progress:
+    """A bar that names what is being done, and leaves nothing behind."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=disable,
+    )
+
+
+def _say_notes(record: Record, console: Console) -> None:
+    for note in record["source"]["notes"]:
+        console.print(f"{record['name']}: {note}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _settings_line(settings: ReconstructSettings) -> str:
+    tokens = "the model's own number of" if settings.num_tokens is None else f"{settings.num_tokens}"
+    latents = "a draw from" if settings.sample_posterior else "the mode of"
+    return (
+        f"{tokens} tokens, {latents} the posterior; a lattice of {settings.resolution} points along an axis; "
+        f"{settings.num_samples:,} points per surface in the comparison; seed {settings.seed}"
+    )
+
+
+def print_table(records: Sequence[Record], console: Console) -> None:
+    """One row per shape, the means below, and the reasons of those that failed."""
     table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 0, 0, 1),
-        caption="seconds; CD-L1 in a box of side 2; floor: the input against itself\n" + shared,
-        caption_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), caption=LEGEND, caption_justify="left"
     )
     table.add_column("shape", overflow="fold")
-    for name in ("tokens", "bytes", "enc", "dec", "extract", "CD-L1", "floor", "F@.02", "floor"):
+    for name in HEADER:
         table.add_column(name, justify="right", no_wrap=True)
-    for task, result in zip(tasks, results, strict=True):
-        assert result.evaluation is not None
-        scores, floor = result.evaluation.scores, result.evaluation.floor
-        table.add_row(
-            task.name,
-            str(result.num_tokens),
-            str(result.num_bytes),
-            *(f"{result.seconds[name]:.2f}" for name in ("encode", "decode", "extract")),
-            *(f"{value:.4f}" for value in (scores.chamfer_l1, floor.chamfer_l1)),
-            *(f"{value:.3f}" for value in (scores.fscore[0.02], floor.fscore[0.02])),
-        )
-    return table
+    done = [record for record in records if record["status"] == "ok"]
+    for record in records:
+        row = cells(record) if record["status"] == "ok" else ["failed"]
+        table.add_row(record["name"], *row, end_section=record is records[-1])
+    if len(done) > 1:
+        table.add_row(f"mean of {len(done)}", *mean_cells(done), style="bold")
+    # A number that is cut off is a wrong number: rather lines that are too long for the terminal.
+    needed = Measurement.get(console, console.options.update(width=1000), table).maximum
+    console.width = max(needed, console.width)
+    console.print(table, markup=False)
+    failed = [record for record in records if record["status"] != "ok"]
+    if failed:
+        console.print(f"{len(failed)} of {len(records)} failed:", markup=False)
+    for record in failed:
+        console.print(f"  {record['name']}: {record['reason']}", markup=False, soft_wrap=True)
 
 
 def ensure_directory(path: Path) -> None:

@@ -26,3 +26,8 @@ from fastshape.pipelines.reconstruct import Reconstruction as Reconstruction
 from fastshape.pipelines.reconstruct import decode_latents as decode_latents
 from fastshape.pipelines.reconstruct import encode_mesh as encode_mesh
 from fastshape.pipelines.reconstruct import reconstruct as reconstruct
+from fastshape.pipelines.reconstruct import token_counts as token_counts
+from fastshape.pipelines.reconstruct_files import Job as Job
+from fastshape.pipelines.reconstruct_files import ReconstructSettings as ReconstructSettings
+from fastshape.pipelines.reconstruct_files import reconstruct_file as reconstruct_file
+from fastshape.pipelines.reconstruct_files import reconstruct_files as reconstruct_files

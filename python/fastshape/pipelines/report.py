@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import math
@@ -21,6 +20,7 @@ from fastshape.geometry.optional import require
 from fastshape.geometry.protocols import to_box
 from fastshape.geometry.render import VIEWS
 from fastshape.ops import build_bvh, closest_point
+from fastshape.pipelines import page
 from fastshape.pipelines.evaluate import EvaluationReport
 from fastshape.pipelines.summary import Statistic, Summary, larger_is_better, worst
 
@@ -274,36 +274,6 @@ def draw_pairs(
 
 # ---- The page ----------------------------------------------------------------------------------------------
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.45 system-ui, sans-serif; color: #1d2329; background: #fff; margin: 2rem auto;
-  max-width: 78rem; padding: 0 1.2rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
-p, ul { margin: .3rem 0 .6rem; max-width: 62rem; } .quiet { color: #5c6670; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
-th, td { padding: .22rem .7rem .22rem 0; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } td { font-variant-numeric: tabular-nums; }
-thead th { border-bottom: 1px solid #aab3bb; font-weight: 600; vertical-align: bottom; }
-tbody tr.own td { font-weight: 600; } tbody tr.last td { border-bottom: 1px solid #d5dade; }
-tbody tr:hover td { background: #f3f6f8; } td.text { text-align: left; white-space: normal; }
-.failed td { color: #a02020; } figure { margin: .4rem 0 1.4rem; } img { max-width: 100%; height: auto; }
-figcaption { margin-bottom: .3rem; } code { font-size: .86rem; } summary { cursor: pointer; }
-"""
-
-
-def _table(header: Sequence[str], body: Sequence[str]) -> str:
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _line(cells: Sequence[str], kind: str = "") -> str:
-    inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-    return f'<tr class="{kind}">{inner}</tr>' if kind else f"<tr>{inner}</tr>"
-
 
 def _score(record: Mapping[str, Any], key: str, factor: float, decimals: int, source: str = "values") -> str:
     value = record[source].get(key)
@@ -320,13 +290,13 @@ def _group_section(summary: Summary, protocol: Protocol) -> str:
         cells = [f"{row.label} {row.better}", row.mean, row.interval, row.std, row.floor, str(row.count)]
         cells += row.levels if several else ()
         last = row.own and (number + 1 == len(rows) or not rows[number + 1].own)
-        lines.append(_line(cells, ("own last" if last else "own") if row.own else ""))
+        lines.append(page.line(cells, ("own last" if last else "own") if row.own else ""))
     note = ""
     if several:
         note = "<p class='quiet'>By level of detail: mean ± deviation.</p>"
     elif summary.levels:
         note = f"<p class='quiet'>All shapes are of level L{next(iter(summary.levels))}.</p>"
-    return f"<h2>{html.escape(group_line(summary))}</h2>{_table(header, lines)}{note}"
+    return f"<h2>{html.escape(group_line(summary))}</h2>{page.table(header, lines)}{note}"
 
 
 def _shapes_section(report: EvaluationReport) -> str:
@@ -339,11 +309,8 @@ def _shapes_section(report: EvaluationReport) -> str:
     lines = []
     for record in report.records:
         if record["status"] != "ok":
-            reason = html.escape(record["reason"])
-            lines.append(
-                f'<tr class="failed"><td>{html.escape(record["name"])}</td>'
-                f'<td class="text" colspan="{len(header) - 1}">{record["status"]}: {reason}</td></tr>'
-            )
+            reason = f"{record['status']}: {record['reason']}"
+            lines.append(page.failed_line(record["name"], reason, len(header)))
             continue
         size = record["latent_bytes"]
         cells = [record["name"], record["group"], f"L{record['level']}", f"{record['salient_edges']:,}"]
@@ -352,8 +319,8 @@ def _shapes_section(report: EvaluationReport) -> str:
             cells.append(_score(record, column.key, column.factor, column.decimals))
             if any(r["floor"].get(column.key) is not None for r in report.records):
                 cells.append(_score(record, column.key, column.factor, column.decimals, "floor"))
-        lines.append(_line(cells))
-    return f"<h2>Every shape</h2>{_table(header, lines)}"
+        lines.append(page.line(cells))
+    return f"<h2>Every shape</h2>{page.table(header, lines)}"
 
 
 def _pictures_section(report: EvaluationReport, pictures: Mapping[str, bytes]) -> str:
@@ -380,12 +347,7 @@ def _pictures_section(report: EvaluationReport, pictures: Mapping[str, bytes]) -
             for c in report.protocol.columns
         )
         faces = " against ".join(f"{record['files'][r]['faces']:,}" for r in ("prediction", "target"))
-        encoded = base64.b64encode(data).decode()
-        parts.append(
-            f"<figure><figcaption><b>{html.escape(name)}</b> <span class='quiet'>{html.escape(said)}; "
-            f"{faces} faces</span></figcaption>"
-            f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}"></figure>'
-        )
+        parts.append(page.figure(name, f"{said}; {faces} faces", data))
     return "".join(parts)
 
 
@@ -432,13 +394,7 @@ def html_page(report: EvaluationReport, pictures: Mapping[str, bytes], *, title:
         _shapes_section(report),
         _settings_section(report),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
-        + "\n".join(body)
-        + "</body></html>\n"
-    )
+    return page.document(title, body)
 
 
 def write_page(

@@ -1,0 +1,86 @@
+"""`fastshape encode`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastshape.cli.app import CommandError, user_error
+from fastshape.cli.models import default_model, load_model, preparation_notes
+from fastshape.cli.plan import Plan, Planned, plan
+from fastshape.cli.process import ensure_directory, progress_bar
+from fastshape.geometry import load
+from fastshape.pipelines import encode_mesh, save_latents, token_counts
+from fastshape.pipelines.latents import SUFFIX
+
+
+def run(options: argparse.Namespace) -> int:
+    work = plan(
+        options.input, Path(options.output), kinds=(SUFFIX,), result=lambda path: f"{path.stem}{SUFFIX}"
+    )
+    name = options.model or default_model()
+    if name is None:
+        raise CommandError(
+            "no weights are shipped with this installation: give -m MODEL, a folder or a hub id"
+        )
+    model = load_model(name)
+    try:
+        token_counts(model, options.tokens)
+    except ValueError as error:
+        raise CommandError(f"--tokens {options.tokens}: {error}") from None
+    console = Console(stderr=True, highlight=False)
+
+    def encode(item: Planned) -> str:
+        encoded = encode_mesh(
+            load(item.source),
+            model,
+            num_tokens=options.tokens,
+            sample_posterior=options.sample,
+            seed=options.seed,
+        )
+        save_latents(encoded, item.output, dtype=torch.float16 if options.half else torch.float32)
+        levels = " + ".join(map(str, encoded.tokens))
+        return f"{item.output}: {levels} tokens, {item.output.stat().st_size:,} bytes"
+
+    with preparation_notes(console):
+        return each(work, encode, "encoding", console)
+
+
+def each(work: Plan, do: Callable[[Planned], str], verb: str, console: Console) -> int:
+    """Does something with every item and prints what came of it; of several, one that fails ends nothing.
+
+    Returns:
+        The exit code: 1 if one of several failed.
+    """
+    out = Console(highlight=False)
+    ensure_directory(work.items[0].output.parent if work.folder is None else work.folder)
+    if work.folder is None:
+        with console.status(f"{verb} {work.items[0].name}"):
+            said = do(work.items[0])
+        out.print(said, markup=False, soft_wrap=True)
+        return 0
+    failed = 0
+    with progress_bar(console) as bar:
+        task = bar.add_task(verb, total=len(work.items))
+        for item in work.items:
+            bar.update(task, description=item.name[-40:])
+            try:
+                item.output.parent.mkdir(parents=True, exist_ok=True)
+                said = do(item)
+            except Exception as error:
+                reason = user_error(error)
+                if reason is None:
+                    raise
+                failed += 1
+                reason = reason if str(item.source) in reason else f"{item.source}: {reason}"
+                console.print(reason, style="red", markup=False, soft_wrap=True)
+            else:
+                out.print(said, markup=False, soft_wrap=True)
+            bar.advance(task)
+    if failed:
+        console.print(f"{failed} of {len(work.items)} failed", markup=False)
+    return 1 if failed else 0

@@ -1,0 +1,55 @@
+"""Which weights a command takes, and what it says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from rich.console import Console
+
+from fastshape import models
+from fastshape.models import FieldAutoencoder, PreparationWarning
+
+PREFERRED = ("dora-tiny", "vecset-tiny")  # where no --model is given, and they are shipped
+
+
+def default_model() -> str | None:
+    """The shipped weights that are taken unless others are asked for; None where none are shipped."""
+    names = [*models.shipped()]
+    return next((name for name in (*PREFERRED, *names) if name in names), None)
+
+
+def load_model(name: str) -> FieldAutoencoder:
+    """Weights by a shipped name, a folder or a hub id, on the GPU if torch has one.
+
+    Raises:
+        CheckpointError: nothing of that name, or not to be loaded.
+    """
+    return models.load(name, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def num_parameters(model: FieldAutoencoder) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def about(model: FieldAutoencoder) -> dict[str, str]:
+    """What a reader of results must know of the weights, by name."""
+    text = f"{model.title}: {type(model).__name__}, {num_parameters(model):,} parameters"
+    facts = {"model": f"{text}, weights {model.fingerprint()}"}
+    for name in ("license", "source"):
+        if getattr(model.metadata, name):
+            facts[name] = getattr(model.metadata, name)
+    return facts
+
+
+@contextlib.contextmanager
+def preparation_notes(console: Console) -> Iterator[None]:
+    """Says once, in one line, where inputs differ from what a model was trained on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", PreparationWarning)
+        warnings.showwarning = lambda message, *rest: console.print(
+            f"note: {message}", style="yellow", markup=False, soft_wrap=True
+        )
+        yield
