@@ -102,7 +102,10 @@ def test_wheel_has_modules_headers_and_library(wheel: Path) -> None:
         assert needed in names
     assert not [n for n in names if n.startswith("fastshape/include/bindings")]
     assert any(n.startswith("fastshape/lib/libfastshape_kernels") for n in names)
-    assert wheel.stat().st_size < 20 << 20
+    weights = ROOT / "python" / "fastshape" / "weights"
+    for file in weights.rglob("*.*"):
+        assert f"fastshape/weights/{file.relative_to(weights).as_posix()}" in names
+    assert wheel.stat().st_size < 40 << 20
 
 
 def test_module_links_no_torch(wheel: Path) -> None:
