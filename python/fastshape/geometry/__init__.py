@@ -8,6 +8,7 @@ from fastshape.geometry.extract import NoSurfaceError as NoSurfaceError
 from fastshape.geometry.extract import extract as extract
 from fastshape.geometry.extract import extract_surface as extract_surface
 from fastshape.geometry.extract import grid_points as grid_points
+from fastshape.geometry.field_sampler import ExtractionReport as ExtractionReport
 from fastshape.geometry.icp import RigidMotion as RigidMotion
 from fastshape.geometry.icp import icp as icp
 from fastshape.geometry.io import MeshError as MeshError

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from fastshape import ops
+from fastshape.geometry.coarse_to_fine import STRIDES, SurfaceSearch, search_and_verify
+from fastshape.geometry.field_sampler import ExtractionReport, Outcome, Sampler
 from fastshape.geometry.mesh import Mesh
 
 Inside = Literal["negative", "positive"]
+Method = Literal["dense", "coarse_to_fine"]
 
 
 class NoSurfaceError(ValueError):
@@ -82,13 +87,7 @@ def extract_surface(
     if not (math.isfinite(low) and math.isfinite(high)):  # NaN takes both
         count = int((~torch.isfinite(field)).sum())
         raise ValueError(f"`values` has {count} of {field.numel()} entries that are not finite")
-    if not low < level < high:
-        side = "above" if low >= level else "below"
-        raise NoSurfaceError(
-            f"no surface at level {level:g}: the field lies between {low:.4g} and {high:.4g}, all {side} it. "
-            f"Try a level inside that range, a finer grid than {values.shape[0]}^3 for thin parts, "
-            "or train longer if the field comes from a model"
-        )
+    _require_surface(low, high, level, values.shape[0])
     resolution = values.shape[0]
     sign = 1 if inside == "negative" else -1
     if closed:
@@ -99,9 +98,66 @@ def extract_surface(
     else:
         field = field.contiguous() if sign == 1 else -field.contiguous()
     vertices, faces = ops.marching_cubes(field, level=sign * level)
+    return _lattice_mesh(vertices, faces, resolution, bounds, closed)
+
+
+def _require_surface(low: float, high: float, level: float, resolution: int, asked: str = "") -> None:
+    """NoSurfaceError unless some values lie below the level and some above."""
+    if low < level < high:
+        return
+    side = "above" if low >= level else "below"
+    raise NoSurfaceError(
+        f"no surface at level {level:g}: the field lies between {low:.4g} and {high:.4g}, all {side} "
+        f"it{asked}. Try a level inside that range, a finer grid than {resolution}^3 for thin parts, "
+        "or train longer if the field comes from a model"
+    )
+
+
+def _lattice_mesh(vertices: Tensor, faces: Tensor, resolution: int, bounds: float, closed: bool) -> Mesh:
+    """The mesh of vertices (V, 3) in units of the lattice, which begins one point earlier if closed."""
     position = vertices.double() - (1 if closed else 0)
     positions = (position / (resolution - 1) * 2 - 1).clamp(-1, 1) * bounds
     return Mesh(positions.float().cpu(), faces.cpu())
+
+
+@overload
+def extract(
+    field: Callable[[Tensor], Tensor],
+    resolution: int = ...,
+    *,
+    level: float = ...,
+    inside: Inside = ...,
+    bounds: float = ...,
+    closed: bool = ...,
+    method: Method = ...,
+    stride: int | None = ...,
+    verify: int = ...,
+    seed: int = ...,
+    chunk: int = ...,
+    device: torch.device | str = ...,
+    progress: Callable[[float], None] | None = ...,
+    return_report: Literal[False] = ...,
+) -> Mesh: ...
+
+
+@overload
+def extract(
+    field: Callable[[Tensor], Tensor],
+    resolution: int = ...,
+    *,
+    level: float = ...,
+    inside: Inside = ...,
+    bounds: float = ...,
+    closed: bool = ...,
+    method: Method = ...,
+    stride: int | None = ...,
+    verify: int = ...,
+    seed: int = ...,
+    chunk: int = ...,
+    device: torch.device | str = ...,
+    progress: Callable[[float], None] | None = ...,
+    return_report: Literal[True],
+) -> tuple[Mesh, ExtractionReport]: ...
 
 
 @torch.no_grad()
@@ -113,38 +169,113 @@ def extract(
     inside: Inside = "negative",
     bounds: float = 1.0,
     closed: bool = False,
+    method: Method = "dense",
+    stride: int | None = None,
+    verify: int = 0,
+    seed: int = 0,
     chunk: int = 65536,
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
-) -> Mesh:
-    """Evaluate a field on the whole grid and extract its surface.
+    return_report: bool = False,
+) -> Mesh | tuple[Mesh, ExtractionReport]:
+    """Evaluate a field on a lattice and extract its surface.
+
+    The method "coarse_to_fine" asks the lattice only near the surface: coarse lattices first, finer ones
+    where the values there show a surface or may hide one, then along the surface wherever it leads. Where
+    it finds all of it the mesh is that of "dense", with the same vertices and faces in the same order, to
+    the last bit; the rule stands at `coarse_to_fine.SurfaceSearch`. What it can miss is a part that is
+    apart from all others, smaller than the first lattice's cells, in a field that shows nothing around it.
+    Memory goes with the surface.
 
     Args:
-        field: maps points (N, 3) float32 on `device` to values (N,) or (N, 1).
+        field: maps points (N, 3) float32 on `device` to values (N,) or (N, 1). For meshes that are equal to
+            the last bit a point's value must not depend on which others are asked with it.
         resolution: R, points along an axis.
         level, inside, bounds, closed: as in `extract_surface`.
+        method: "dense" asks all R^3 points; "coarse_to_fine" those near the surface.
+        stride: of the first lattice of "coarse_to_fine": 8, 4 or 2; None takes the largest that leaves 48
+            cells along an axis. Where none does (R < 97; closed, 95) every point is asked.
+        verify: n, how many skipped cells of "coarse_to_fine" are drawn, uniformly, and looked into. If none
+            shows a surface, at 95 % confidence a share less than 3 / n of the skipped cells is missed. If
+            some do, the surface is followed from them and n others are drawn; the fourth time every point
+            is asked.
+        seed: of those draws.
         chunk: points per call of `field`.
         device: where the points go, the field is asked and its surface extracted.
-        progress: called with the share that is done, from 0 to 1.
+        progress: called with the share that is done, from 0 to 1; of "coarse_to_fine" an estimate. An
+            exception that it raises ends the extraction.
+        return_report: return an `ExtractionReport` too.
+
+    Returns:
+        The mesh, or (mesh, report).
 
     Raises:
-        NoSurfaceError, ValueError: as `extract_surface`; or a field of the wrong shape.
+        NoSurfaceError, ValueError: as `extract_surface`, of the points that were asked; or a field of the
+            wrong shape; or a wrong argument, which the message names.
     """
+    _check(resolution, inside, method, stride, verify, chunk)
+    start = time.perf_counter()
+    level = float(torch.tensor(level, dtype=torch.float32))
+    sampler = Sampler(field, torch.linspace(-bounds, bounds, resolution).to(device), chunk, progress)
+    search = SurfaceSearch(sampler, level, 1 if inside == "negative" else -1, closed, stride)
+    strides: tuple[int, ...] = (1,)
+    outcome = Outcome()
+    if method == "coarse_to_fine" and search.stride > 1:
+        strides, outcome = search.strides, search_and_verify(search, verify, seed)
+    elif method == "coarse_to_fine":
+        outcome = Outcome(
+            fell_back=True, why=f"{resolution} points along an axis are too few for a coarse lattice"
+        )
+    if strides == (1,) or outcome.fell_back:
+        values = _ask_all(sampler, resolution)
+        mesh = extract_surface(values, level=level, inside=inside, bounds=bounds, closed=closed)
+        outcome = dataclasses.replace(outcome, bound=0.0)
+    else:
+        asked = f" at the {sampler.count} points that were asked; method='dense' asks all"
+        _require_surface(sampler.low, sampler.high, level, resolution, asked)
+        cells, corners = search.cells()
+        vertices, faces = ops.marching_cubes_sparse(corners, cells, level=search.threshold)
+        mesh = _lattice_mesh(vertices, faces, resolution, bounds, closed)
+    if sampler.done < 1:
+        sampler.advance(1.0)
+    if not return_report:
+        return mesh
+    report = ExtractionReport(
+        method=method,
+        queries=sampler.count,
+        dense_queries=resolution**3,
+        strides=strides,
+        seconds=time.perf_counter() - start,
+        **dataclasses.asdict(outcome),
+    )
+    return mesh, report
+
+
+def _ask_all(sampler: Sampler, resolution: int) -> Tensor:
+    """Values (R, R, R) at all points, z fastest."""
+    total, device = resolution**3, sampler.axis.device
+    values = torch.empty(total, device=device)
+    for begin in range(0, total, sampler.chunk):
+        end = min(begin + sampler.chunk, total)
+        flat = torch.arange(begin, end, device=device)
+        values[begin:end] = sampler(
+            torch.stack([flat // resolution**2, flat // resolution % resolution, flat % resolution], 1)
+        )
+        sampler.advance(end / total)
+    return values.view(resolution, resolution, resolution)
+
+
+def _check(resolution: int, inside: str, method: str, stride: int | None, verify: int, chunk: int) -> None:
+    """ValueError, naming the argument, for what `extract` cannot take."""
     if resolution < 2 or chunk < 1:
         raise ValueError(
             f"`resolution` must be at least 2 and `chunk` at least 1, got {resolution} and {chunk}"
         )
-    total = resolution**3
-    values = torch.empty(total, device=device)
-    for step in range(math.ceil(total / chunk)):
-        begin, end = step * chunk, min((step + 1) * chunk, total)
-        answer = field(grid_points(resolution, bounds=bounds, begin=begin, end=end).to(device))
-        if answer.numel() != end - begin:
-            raise ValueError(
-                f"`field` must return one value per point, got {tuple(answer.shape)} for {end - begin}"
-            )
-        values[begin:end] = answer.reshape(-1)
-        if progress is not None:
-            progress(end / total)
-    cube = values.reshape(resolution, resolution, resolution)
-    return extract_surface(cube, level=level, inside=inside, bounds=bounds, closed=closed)
+    if inside not in ("negative", "positive"):
+        raise ValueError(f"`inside` must be 'negative' or 'positive', got {inside!r}")
+    if method not in ("dense", "coarse_to_fine"):
+        raise ValueError(f"`method` must be 'dense' or 'coarse_to_fine', got {method!r}")
+    if stride is not None and stride not in STRIDES:
+        raise ValueError(f"`stride` must be None or one of {STRIDES}, got {stride}")
+    if verify < 0:
+        raise ValueError(f"`verify` must not be negative, got {verify}")
