@@ -25,6 +25,7 @@ def augment(name: str, clouds: list[Tensor], queries: Tensor, generator: Generat
     """Moves a shape as the code of a paper does.
 
     - "none".
+    - "axes": a random permutation of the axes and random signs: the 48 symmetries of the cube.
     - "vecset": each axis is scaled by U[0.75, 1.25], then all so that max |coordinate| is 0.999999; the input
       points get noise of 0.005 and are cut off at the cube.
     - "lagem": the same scaling, to a largest norm of 0.999 about the origin; then a random permutation of the
@@ -43,6 +44,8 @@ def augment(name: str, clouds: list[Tensor], queries: Tensor, generator: Generat
     if name == "none":
         return Augmented(clouds, queries, 1.0)
     points = clouds[0][:, :3]
+    if name == "axes":
+        return _moved(clouds, queries, _permutation(generator), 1.0)
     if name == "dora":
         return _moved(clouds, queries, _dora_motion(generator), 1.0)
     scale = torch.diag(0.75 + 0.5 * torch.rand(3, generator=generator))
@@ -79,11 +82,16 @@ def _axis_rotation(axis: int, angle: Tensor) -> Tensor:
     return rotation
 
 
-def _lagem_motion(generator: Generator) -> Tensor:
-    permutation = torch.eye(3)[torch.randperm(3, generator=generator)]
+def _permutation(generator: Generator) -> Tensor:
     signs = torch.diag(2.0 * torch.randint(2, (3,), generator=generator) - 1.0)
+    return torch.eye(3)[torch.randperm(3, generator=generator)] @ signs
+
+
+def _lagem_motion(generator: Generator) -> Tensor:
     yaw, pitch, roll = torch.randn(3, generator=generator)
-    return permutation @ signs @ _axis_rotation(2, yaw) @ _axis_rotation(1, pitch) @ _axis_rotation(0, roll)
+    return (
+        _permutation(generator) @ _axis_rotation(2, yaw) @ _axis_rotation(1, pitch) @ _axis_rotation(0, roll)
+    )
 
 
 def _dora_motion(generator: Generator) -> Tensor:

@@ -12,7 +12,7 @@ from fastshape.models import MODELS, FieldAutoencoder, VecSetConfig, VecSetVAE
 from fastshape.models.pretrained import ModelConfig
 
 QUERY_KINDS = ("volume", "near", "sharp_near")
-AUGMENTATIONS = ("none", "vecset", "lagem", "dora")
+AUGMENTATIONS = ("none", "axes", "vecset", "lagem", "dora")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class TrainConfig:
         weight_decay, betas, adam_eps: of AdamW.
         gradient_clip: largest norm of the gradient; None does not clip.
         ema_decay: the result is an exponential moving average of the parameters; None: the last parameters.
-        augment: whose augmentation of the training shapes: "none", "vecset", "lagem" or "dora"; see
-            `fastshape.train.augment`.
+        initialization: how the parameters begin: "default", the model's own way, or "kernel", by
+            `fastshape.train.initialize`, from which small models learn several times faster.
+        augment: how the training shapes are moved: "none", "axes", or a paper's way, "vecset", "lagem" or
+            "dora"; see `fastshape.train.augment`.
         bfloat16: autocast to bfloat16.
         compile: torch.compile the model; a minute or two at the start.
         checkpoint_every: steps between checkpoints.
@@ -79,6 +81,7 @@ class TrainConfig:
     adam_eps: float = 1e-8
     gradient_clip: float | None = None
     ema_decay: float | None = None
+    initialization: str = "default"
     augment: str = "none"
     bfloat16: bool = False
     compile: bool = False
@@ -101,6 +104,8 @@ class TrainConfig:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
         if not any(self.queries.values()):
             raise ValueError("`volume_queries`, `near_queries` and `sharp_near_queries` must not all be 0")
+        if self.initialization not in ("default", "kernel"):
+            raise ValueError(f"`initialization` must be 'default' or 'kernel', got {self.initialization!r}")
         if self.augment not in AUGMENTATIONS:
             raise ValueError(f"`augment` must be one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}")
         if self.augment in ("vecset", "lagem") and self.output != "occupancy":

@@ -27,6 +27,7 @@ from fastshape.train.board import open_board
 from fastshape.train.config import TrainConfig
 from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, keyed_generator, num_tokens, sample_batch
 from fastshape.train.distributed import Processes, processes
+from fastshape.train.initialize import initialize_as_kernel
 from fastshape.train.validate import validate
 
 MODEL_DIRECTORY = "model"
@@ -231,6 +232,8 @@ class _Run:
         self.done = 0
         torch.manual_seed(config.seed)
         self.model = config.model_class(config.model).to(group.device).train()
+        if config.initialization == "kernel":
+            initialize_as_kernel(self.model, keyed_generator(config.seed, "initialization"))
         if initial is not None:
             _require_same_model(initial, config)
             self.model.load_state_dict(initial.state_dict())

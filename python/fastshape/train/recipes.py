@@ -60,7 +60,7 @@ def vecset_tiny() -> TrainConfig:
             head_dim=32,
             cross_heads=4,
             num_latents=512,
-            num_inputs=2048,
+            num_inputs=1024,
             latent_dim=32,
             decoder_feed_forward=True,
             drop_path=0.0,
@@ -69,7 +69,7 @@ def vecset_tiny() -> TrainConfig:
         near_queries=640,
         near_weight=1.0,
         kl_weight=1e-4,
-        augment="vecset",
+        augment="axes",
         **_TINY,
     )
 
@@ -97,7 +97,7 @@ def dora_tiny() -> TrainConfig:
         near_weight=0.5,
         sharp_near_weight=1.0,
         kl_weight=1e-4,
-        augment="dora",
+        augment="axes",
         **_TINY,
     )
 
@@ -124,17 +124,17 @@ def lagem_tiny() -> TrainConfig:
 
 
 _TINY: dict[str, Any] = {
-    "steps": 6000,
+    "steps": 5000,
     "batch_size": 8,
     "token_counts": (64, 128, 256, 512),
-    "token_probabilities": (0.2, 0.4, 0.2, 0.2),
+    "token_probabilities": (0.3, 0.4, 0.2, 0.1),
     "token_warmup": 0.2,
-    "learning_rate": 2e-3,
+    "initialization": "kernel",
+    "learning_rate": 1.2e-3,
     "final_learning_rate": 2e-5,
-    "warmup_steps": 200,
+    "warmup_steps": 100,
     "gradient_clip": 1.0,
     "ema_decay": 0.998,
-    "bfloat16": True,
     "checkpoint_every": 250,
     "validate_every": 500,
     "num_threads": 1,
