@@ -6,7 +6,7 @@ import gc
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,33 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
     except OSError:
         return None
     return max(0, peak - before)
+
+
+def saved_bytes(function: Callable[[], Any], exclude: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes that the autograd graph keeps for its backward pass, while `function` builds one such graph.
+
+    Counts whole storages, each once: two views of a tensor keep no more than one, a small view of a large
+    tensor keeps all of it. It does not depend on the allocator, nor on what else is in memory. `function` may
+    also run the backward pass, once: that saves nothing.
+
+    Args:
+        function: makes the graph.
+        exclude: tensors that would be in memory anyway, such as the parameters.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+    found: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        # What is saved stays where it is until the backward pass, so an address names one storage.
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()
+    del result
+    return sum(found.values())
 
 
 def _status_bytes(key: str) -> int:

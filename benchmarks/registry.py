@@ -38,12 +38,18 @@ def exact(result: Any, expected: Any) -> None:
 
 @dataclass(frozen=True)
 class Quoted:
-    """A published figure, never measured here; it is always printed with the word ``quoted``."""
+    """A published figure, never measured here; it is always printed with the word ``quoted``.
+
+    ``memory`` is in bytes. A figure for other sizes than the row's is not ``comparable``: it is printed
+    without a ratio.
+    """
 
     name: str
     seconds: float
     machine: str
     source: str
+    memory: float | None = None
+    comparable: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,14 @@ class Peer:
 
     ``result`` turns what ``run`` returns into what the reference returns, so that agreement can be stated
     beside the time; ``check`` replaces the case's own check. A peer that differs is timed, and marked.
+    ``counts`` is as the case's.
     """
 
     run: Callable[[], Any]
     result: Callable[[Any], Any] | None = None
     check: Callable[[Any, Any], None] | None = None
     note: str = ""
+    counts: Callable[[], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,8 @@ class Case:
         quoted: published figures for the same task.
         setup: runs before every call, outside the clock.
         memory: report the peak memory of a call too.
+        counts: gives more bytes to report, by name; called once, outside the clock. Those of a peer are
+            divided by the case's own of the same name.
         cold: empty the caches before every call. Calls of microseconds, whose cost is Python's, set it to
             False and are then timed in a loop.
         clock: "device" (CUDA events on a GPU, wall time on a CPU) or "host" (until the call returns).
@@ -97,6 +107,7 @@ class Case:
     quoted: Sequence[Quoted] = ()
     setup: Callable[[], Any] | None = None
     memory: bool = False
+    counts: Callable[[], Mapping[str, float]] | None = None
     cold: bool = True
     clock: str = "device"
     target: Target | None = None

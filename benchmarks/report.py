@@ -47,9 +47,13 @@ def _peer_lines(record: dict[str, Any]) -> str:
         differs = "" if peer["agrees"] else " (differs)"
         note = f" ({peer['note']})" if "note" in peer else ""
         lines.append(f"{name}: {time_text(peer['seconds']['median'])} = {peer['ratio']:.3g}x{differs}{note}")
+        for count, ratio in peer.get("count_ratios", {}).items():
+            lines.append(f"{name}, {count}: {count_text(peer['counts'][count], 'B')} = {ratio:.3g}x")
     for quoted in record.get("quoted", []):
+        ratio = "" if quoted["ratio"] is None else f" = {quoted['ratio']:.3g}x"
+        memory = f", {count_text(quoted['memory'], 'B')}" if quoted.get("memory") else ""
         lines.append(
-            f"quoted {quoted['name']}: {time_text(quoted['seconds'])} = {quoted['ratio']:.3g}x"
+            f"quoted {quoted['name']}: {time_text(quoted['seconds'])}{ratio}{memory}"
             f" ({quoted['machine']}; {quoted['source']})"
         )
     if "target" in record:
@@ -58,6 +62,13 @@ def _peer_lines(record: dict[str, Any]) -> str:
         measured = "" if target["measured"] is None else f"{target['measured']:.2f}x, "
         lines.append(f"target <= {target['ratio']:g}x {target['peer']}: {measured}{state}")
     return "\n".join(lines)
+
+
+def _memory_lines(record: dict[str, Any]) -> str:
+    peak = record.get("memory_peak_bytes")
+    lines = [] if peak is None else [count_text(peak, "B")]
+    lines += [f"{name} {count_text(count, 'B')}" for name, count in record.get("counts", {}).items()]
+    return "\n".join(lines) or "-"
 
 
 def line(record: dict[str, Any]) -> str:
@@ -71,7 +82,9 @@ def line(record: dict[str, Any]) -> str:
 
 def print_table(console: Console, records: Sequence[dict[str, Any]]) -> None:
     """One line a row; a peer's ratio is its time over ours."""
-    table = Table(title="fastshape benchmarks", caption="peer ratio = its time / ours", show_lines=True)
+    table = Table(
+        title="fastshape benchmarks", caption="peer ratio = its time (or memory) / ours", show_lines=True
+    )
     for name in ("op", "shape", "dtype", "device"):
         table.add_column(name, overflow="fold")
     for name in ("median", "IQR", "CPU s", "bytes", "flop", "of limit", "memory"):
@@ -87,7 +100,6 @@ def print_table(console: Console, records: Sequence[dict[str, Any]]) -> None:
         share = (
             f"{100 * record['share_of_limit']:.3g}% {record['bound']}" if "share_of_limit" in record else "-"
         )
-        memory = record.get("memory_peak_bytes")
         table.add_row(
             *head,
             time_text(own["median"]),
@@ -96,7 +108,7 @@ def print_table(console: Console, records: Sequence[dict[str, Any]]) -> None:
             count_text(record["bytes"], "B"),
             count_text(record["flops"], "flop"),
             share,
-            count_text(memory, "B") if memory is not None else "-",
+            _memory_lines(record),
             escape(_peer_lines(record)),
         )
     console.print(table)

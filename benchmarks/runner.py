@@ -64,11 +64,16 @@ def run_row(
         record |= _limits(case, row, device, limits, own)
         if case.memory:
             record["memory_peak_bytes"] = measure.peak_memory(case.run, device)
+        if case.counts is not None:
+            record["counts"] = dict(case.counts())
         for name, timing in timings.items():
+            peers[name] |= _counts(_as_peer(case.peers[name]), record.get("counts", {}))
             peers[name] |= {"seconds": timing.as_dict(), "ratio": timing.median / own.median}
             peers[name]["cpu_ratio"] = timing.cpu / own.cpu if own.cpu > 0 else None
         record["peers"] = peers
-        record["quoted"] = [asdict(q) | {"ratio": q.seconds / own.median} for q in case.quoted]
+        record["quoted"] = [
+            asdict(q) | {"ratio": q.seconds / own.median if q.comparable else None} for q in case.quoted
+        ]
         if case.target is not None:
             record["target"] = asdict(case.target) | _against_target(case, own, timings)
     except Exception:
@@ -104,6 +109,14 @@ def _agreement(case: Case, declared: Any, expected: Any, device: torch.device) -
     except Exception as error:
         about |= {"agrees": False, "difference": f"{type(error).__name__}: {error}"[:500]}
     return about
+
+
+def _counts(peer: Peer, own: dict[str, float]) -> dict[str, Any]:
+    """A peer's bytes by name, and as multiples of the case's own."""
+    if peer.counts is None:
+        return {}
+    counts = dict(peer.counts())
+    return {"counts": counts, "count_ratios": {n: c / own[n] for n, c in counts.items() if own.get(n)}}
 
 
 def _limits(
