@@ -45,7 +45,13 @@ CONFIGS = {
 
 
 def torchrun(folder: Path, config: str, *, stop: int = 0, processes: int = 2) -> int:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+    ]
     script = folder.parent / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
     arguments = [str(script), str(Path(__file__).parent), config, str(folder), str(stop)]

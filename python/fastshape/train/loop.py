@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -268,7 +267,7 @@ class _Run:
         else:
             data = [shape.fingerprint() for shape in self.samples]
         if self.initial is not None:
-            data.append("initial " + _fingerprint(self.initial))
+            data.append("initial " + self.initial.fingerprint())
         return {
             "model": self.model,
             "average": self.average,
@@ -377,13 +376,6 @@ def _synchronized(model: nn.Module, last: bool) -> contextlib.AbstractContextMan
     if last or not isinstance(model, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _metadata(samples: Sequence[ShapeSamples], initial: FieldAutoencoder | None) -> CheckpointMetadata:
