@@ -1,0 +1,180 @@
+"""Turns a training run into a shipped model: half precision weights, and a card with what they reach.
+
+    python scripts/ship_model.py runs/dora dora-tiny MESHES --time "70 min on one core"
+
+MESHES is a folder of meshes that were never trained on. Only closed ones count; the scores are medians over
+them, by number of tokens, beside what two samples of the same mesh score (the floor) and what the ellipsoid
+that fits best reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+import fastshape
+from fastshape import geometry, models, pipelines
+from fastshape.geometry import Mesh
+from fastshape.models import FieldAutoencoder
+
+WEIGHTS = Path(fastshape.__file__).parent / "weights"
+SOURCE = "trained by the authors of fastshape"
+CORPUS = (
+    "pybullet's `random_urdfs` (zlib license), the meshes of dm_control (Apache-2.0) and 900 procedural "
+    "solids of `geometry.shapes.corpus(900, seed=0)`: 1953 different meshes, 51 more held out; see "
+    "`scripts/training_corpus.py`"
+)
+COLUMNS = ("IoU", "near IoU", "F@.02", "CD-L1", "normals")
+
+
+def closed_meshes(folder: Path, number: int) -> list[tuple[str, Mesh]]:
+    """Evenly chosen closed meshes of a folder."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".stl", ".obj", ".ply")):
+        mesh = geometry.load(path)
+        edges = torch.cat([mesh.faces[:, [i, (i + 1) % 3]] for i in range(3)]).sort(1).values
+        if bool((edges.unique(dim=0, return_counts=True)[1] == 2).all()):
+            found.append((path.stem, mesh))
+    return [found[i * len(found) // number] for i in range(min(number, len(found)))]
+
+
+def ellipsoid(mesh: Mesh) -> Mesh:
+    """The ellipsoid with the solid's center and second moments, of the size with the least Chamfer distance."""
+    normalized, normalization = geometry.normalize(mesh)
+    draw = torch.Generator().manual_seed(0)
+    points = 2.0 * torch.rand(40_000, 3, generator=draw) - 1.0
+    points = points[geometry.signed_distance(normalized, points) < 0].double()
+    center = points.mean(0)
+    values, axes = torch.linalg.eigh((points - center).T @ (points - center) / len(points))
+    radii = (5.0 * values).sqrt()  # of a solid ellipsoid's moments
+    sphere, _ = geometry.normalize(geometry.extract(lambda p: p.norm(dim=1) - 0.9, 48))
+
+    def of_size(size: float) -> Mesh:
+        vertices = center + (sphere.vertices.double() * (size * radii)) @ axes.T
+        return Mesh(vertices.float(), sphere.faces)
+
+    sizes = [0.8 + 0.05 * step for step in range(9)]
+    best = min(sizes, key=lambda size: _scores(of_size(size), normalized, 10_000)["CD-L1"])
+    return normalization.undo_mesh(of_size(best))
+
+
+def _scores(prediction: Mesh, target: Mesh, samples: int = 100_000) -> dict[str, float]:
+    """Both in the target's box [-1, 1]^3."""
+    evaluation = geometry.evaluate(prediction, target, num_samples=samples)
+    return _named(evaluation)
+
+
+def _named(evaluation: geometry.Evaluation) -> dict[str, float]:
+    assert evaluation.occupancy is not None
+    return {
+        "IoU": evaluation.occupancy.volume_iou,
+        "near IoU": evaluation.occupancy.near_iou,
+        "F@.02": evaluation.scores.fscore[0.02],
+        "CD-L1": evaluation.scores.chamfer_l1,
+        "normals": evaluation.scores.normal_consistency,
+        "floor F@.02": evaluation.floor.fscore[0.02],
+        "floor CD-L1": evaluation.floor.chamfer_l1,
+    }
+
+
+def measure(model: FieldAutoencoder, meshes: list[tuple[str, Mesh]], tokens: list[int]) -> dict[str, dict]:
+    """Medians by number of tokens, of the floor and of the ellipsoid, and each shape's row."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    for name, mesh in track(meshes, description="evaluating"):
+        for count in tokens:
+            try:
+                result = pipelines.reconstruct(mesh, model, num_tokens=count)
+                assert result.evaluation is not None
+                scores = _named(result.evaluation)
+            except geometry.NoSurfaceError:
+                scores = {"IoU": 0.0, "near IoU": 0.0, "F@.02": 0.0, "CD-L1": 1.0, "normals": 0.0}
+            rows.setdefault(str(count), []).append({"name": name, **scores})  # type: ignore[dict-item]
+        normalized, normalization = geometry.normalize(mesh)
+        baseline = normalization.apply_mesh(ellipsoid(mesh))
+        rows.setdefault("ellipsoid", []).append({"name": name, **_scores(baseline, normalized)})  # type: ignore[dict-item]
+    medians = {
+        label: {column: statistics.median(row[column] for row in group) for column in COLUMNS}
+        for label, group in rows.items()
+    }
+    medians["floor"] = {
+        column: statistics.median(row[f"floor {column}"] for row in rows["ellipsoid"])
+        for column in ("F@.02", "CD-L1")
+    }
+    return {"medians": medians, "shapes": rows}
+
+
+def card(model: FieldAutoencoder, run: Path, name: str, measured: dict[str, dict], time: str) -> str:
+    """The model's README.md."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    kind = type(model).__name__
+    lines = [
+        "---",
+        "library_name: fastshape",
+        f"license: {model.metadata.license}",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A `fastshape.models.{kind}` with {parameters:,} parameters, in half precision: "
+        f"`fastshape.models.load({name!r})`. A small model, for trying things out and for tests; its recipe "
+        f"is `fastshape.train.recipes.get({name!r})`.",
+        "",
+        f"- Trained on {CORPUS}.",
+        f"- {time}. The whole configuration is in `training.json`.",
+        "",
+        "## What it reaches",
+        "",
+        f"Medians over {len(measured['shapes']['ellipsoid'])} closed scans of YCB objects that it was never "
+        "trained on: mesh to tokens and back at 128 lattice points an axis, 100,000 points, box [-1, 1]^3.",
+        "",
+        "| tokens | " + " | ".join(COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for label, medians in measured["medians"].items():
+        cells = [f"{medians[column]:.4f}" if column in medians else "-" for column in COLUMNS]
+        words = {"ellipsoid": "(best ellipsoid)", "floor": "(sampling floor)"}
+        lines.append(f"| {words.get(label, label)} | " + " | ".join(cells) + " |")
+    lines += ["", "## Its training", "", "IoU of the held-out shapes' labels, at 512 tokens.", ""]
+    curve = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    curve = [row for row in curve if "validation_volume_iou" in row]
+    kinds = [key for key in curve[-1] if key.startswith("validation_")]
+    lines += ["| step | loss | " + " | ".join(key[11:-4].replace("_", " ") for key in kinds) + " |"]
+    lines += ["|---" * (len(kinds) + 2) + "|"]
+    chosen = {round(i * (len(curve) - 1) / 9) for i in range(10)}
+    for row in (curve[i] for i in sorted(chosen)):
+        cells = [str(row["step"]), f"{row['loss']:.3f}", *(f"{row[key]:.3f}" for key in kinds)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("run", type=Path, help="what `fastshape train -o` wrote")
+    parser.add_argument("name")
+    parser.add_argument("meshes", type=Path)
+    parser.add_argument("--time", required=True, help="how long it took, on what")
+    parser.add_argument("--number", type=int, default=20, help="meshes; default: 20")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    options = parser.parse_args()
+    model = models.load(options.run / "model")
+    model.metadata = dataclasses.replace(
+        model.metadata, name=options.name, license="Apache-2.0", source=SOURCE
+    )
+    folder = options.output / options.name
+    model.save_pretrained(folder, dtype=torch.float16)
+    model = models.load(str(folder.resolve()))  # as its users have it, rounded
+    measured = measure(model, closed_meshes(options.meshes, options.number), options.tokens)
+    (folder / "README.md").write_text(card(model, options.run, options.name, measured, options.time))
+    (folder / "scores.json").write_text(json.dumps(measured, indent=1) + "\n")
+    print((folder / "README.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
