@@ -45,7 +45,7 @@ def closed_meshes(folder: Path, number: int) -> list[tuple[str, Mesh]]:
 
 
 def ellipsoid(mesh: Mesh) -> Mesh:
-    """The ellipsoid with the solid's center and second moments, of the size with the least Chamfer distance."""
+    """The ellipsoid with the solid's center and second moments, of the size of least Chamfer distance."""
     normalized, normalization = geometry.normalize(mesh)
     draw = torch.Generator().manual_seed(0)
     points = 2.0 * torch.rand(40_000, 3, generator=draw) - 1.0

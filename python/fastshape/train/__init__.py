@@ -4,7 +4,7 @@
 
     samples = [train.prepare(geometry.load("mug.stl"))]  # or ShapeSamples of your own points and labels,
     # or train.ShapeDataset("prepared"), what `fastshape prepare` or `fastshape pack` wrote
-    model = train.fit_meshes(samples, train.recipes.vecset_tiny(), output_dir="runs/mug")
+    model = train.fit_meshes(samples, train.recipes.vecset_single(), output_dir="runs/mug")
 
 `fit(config, samples)` is the whole of it; `fit_meshes(samples, recipe, steps=..., seed=...)` takes a recipe
 (or its name) and overrides its commonest fields. A recipe is a function that returns a `TrainConfig`. With an
