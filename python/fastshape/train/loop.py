@@ -152,7 +152,8 @@ def fit(
         samples: the shapes; a `ShapeDataset` reads them from the disk as they are needed.
         validation: shapes that are not trained on; every `validate_every` steps and at the end `validate`
             compares the (averaged) model's field with their labels.
-        initial: a model whose parameters the run begins with; None begins with random ones.
+        initial: a model whose parameters the run begins with; None begins with random ones. A
+            `PreparationWarning` says where its training data was prepared in another way than `samples`.
         output_dir: gets `checkpoint.safetensors` (every `checkpoint_every` steps, and on Ctrl-C),
             `metrics.jsonl`, and in the end `model/` for `from_pretrained`. None keeps everything in memory.
         resume: go on from the checkpoint in `output_dir` if there is one; False starts again.
@@ -236,6 +237,8 @@ class _Run:
         if initial is not None:
             _require_same_model(initial, config)
             self.model.load_state_dict(initial.state_dict())
+            if isinstance(samples, ShapeDataset):
+                initial.check_preparation(samples.prepared.spec.to_dict())
         self.model.metadata = _metadata(samples, initial)
         self.average = copy.deepcopy(self.model).eval() if config.ema_decay is not None else None
         self.optimizer = torch.optim.AdamW(
