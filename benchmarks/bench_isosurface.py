@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastshape import ops
+from fastshape import geometry, ops
+from fastshape.models import VecSetVAE
 from fastshape.reference import isosurface as reference
 
 from .peers import installed
@@ -139,4 +142,87 @@ def marching_cubes_sparse(device: torch.device, kind: str, resolution: int) -> C
         run=lambda: ops.marching_cubes_sparse(values, coords),
         reference=lambda: expected,
         bytes=values.nbytes + coords.nbytes + 12.0 * len(expected[0]) + 24.0 * len(expected[1]),
+    )
+
+
+def distance(points: Tensor) -> Tensor:
+    """Of a ball, three shells and a box, less than nothing inside: (N, 3) -> (N,)."""
+    radius = points.norm(dim=1)
+    shells = torch.minimum((radius - 0.6).abs() - 0.02, radius - 0.2)
+    outside = (points.abs() - torch.tensor([0.75, 0.1, 0.1], device=points.device)).clamp_min(0)
+    return torch.minimum(shells, outside.norm(dim=1) - 0.02)
+
+
+def saturated(points: Tensor) -> Tensor:
+    """The same as a truncated distance, of the width of Dora's."""
+    return distance(points).clamp(-0.015, 0.015) / 0.015
+
+
+def same_mesh(result: Any, expected: Any) -> None:
+    """The same faces, the same bits of the vertices."""
+    assert torch.equal(result.faces, expected.faces)
+    assert torch.equal(result.vertices, expected.vertices)
+
+
+def asked(report: geometry.ExtractionReport) -> str:
+    """How many points were asked, for the note of a peer."""
+    return f"asks all points; ours {report.queries:,}, 1/{1 / report.share:.1f}"
+
+
+@row(family="isosurface", op="extract", shape="shells 256", kind="distance", resolution=256)
+@row(family="isosurface", op="extract", shape="shells 512", kind="distance", resolution=512)
+@row(family="isosurface", op="extract", shape="shells 512, saturated", kind="saturated", resolution=512)
+@row(family="isosurface", op="extract", shape="shells 1024", kind="distance", resolution=1024)
+def extract(device: torch.device, kind: str, resolution: int) -> Case:
+    """Coarse-to-fine extraction of a cheap field, its own cost; beside the dense one where that has room."""
+    field = {"distance": distance, "saturated": saturated}[kind]
+    options: dict[str, Any] = {"closed": True, "device": device, "verify": 1000}
+    mesh, report = geometry.extract(field, resolution, method="coarse_to_fine", return_report=True, **options)
+    dense = Peer(lambda: geometry.extract(field, resolution, **options), note=asked(report))
+    if resolution <= 512:
+        mesh = geometry.extract(field, resolution, **options)
+    return Case(
+        run=lambda: geometry.extract(field, resolution, method="coarse_to_fine", **options),
+        reference=lambda: mesh,
+        check=same_mesh,
+        peers={"dense": dense if resolution <= 512 else None},
+        memory=True,
+    )
+
+
+@functools.cache
+def small_model() -> tuple[VecSetVAE, Tensor]:
+    """A VecSet autoencoder fitted to the same field's signs for some steps, and the features of its shape."""
+    torch.manual_seed(0)
+    sizes = {"dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "num_latents": 32, "cross_heads": 4}
+    model = VecSetVAE(VecSetVAE.Config(**sizes, latent_dim=8, drop_path=0.0, decoder_feed_forward=True))
+    cloud = torch.nn.functional.normalize(torch.randn(1, 512, 3), dim=-1) * 0.6
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(200):
+        points = torch.rand(1, 1024, 3) * 2 - 1
+        logits = model(cloud, points, sample=False).values
+        labels = (points.norm(dim=-1) < 0.6).float()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return model, model.decode(model.encode(cloud).mode())
+
+
+@row(family="isosurface", op="extract", shape="VecSetVAE 128", resolution=128)
+@row(family="isosurface", op="extract", shape="VecSetVAE 256", resolution=256)
+def extract_model(device: torch.device, resolution: int) -> Case:
+    """The same of a small network, where the queries are what costs."""
+    model, features = small_model()
+    model, features = copy.deepcopy(model).to(device), features.to(device)
+    expected = model.extract(features, resolution, method="dense")
+    _, report = model.extract(features, resolution, return_report=True)
+    dense = Peer(lambda: model.extract(features, resolution, method="dense"), note=asked(report))
+    return Case(
+        run=lambda: model.extract(features, resolution),
+        reference=lambda: expected,
+        check=same_mesh,
+        peers={"dense": dense},
     )

@@ -210,6 +210,14 @@ def test_a_wall_between_the_planes_of_the_first_lattice_is_met_by_the_probes() -
     assert_same(mesh, dense)
 
 
+def test_a_solid_that_fills_the_cube_but_for_a_cavity() -> None:
+    """All of the border is surface, and no value on it shows that."""
+    ball = steep(lambda points: sphere(points, radius=0.3))
+    dense, mesh, _ = both(ball, 66, stride=8, closed=True, inside="positive")
+    assert_same(mesh, dense)
+    assert mesh.volume == pytest.approx(8 - 4 / 3 * math.pi * 0.3**3, rel=1e-2)
+
+
 ISLAND = 6 / 128  # radius: three cells
 
 

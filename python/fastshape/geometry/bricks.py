@@ -9,7 +9,7 @@ from torch import Tensor
 
 SIDE = 8  # points along a brick
 _POINTS = SIDE**3
-_GATHER = 1 << 21  # values looked at together
+_GATHER = 1 << 20  # values looked at together
 
 
 class Bricks:
@@ -105,10 +105,14 @@ class Bricks:
         brick, local = (axis >> 3) + 1, axis & (SIDE - 1)
         which = ((brick[:, None, None] * 3 + brick[:, None]) * 3 + brick).flatten()
         place = ((local[:, None, None] * SIDE + local[:, None]) * SIDE + local).flatten()
-        neighbors = self.table[self.keys[slots][:, None] + self._moves].long() * _POINTS  # (N, 27)
+        neighbors = self.table[self.keys[slots][:, None] + self._moves]  # (N, 27)
+        if self.count * _POINTS < 1 << 31:  # half the traffic of 64 bits
+            neighbors, place = neighbors * _POINTS, place.int()
+        else:
+            neighbors = neighbors.long() * _POINTS
         address = neighbors.index_select(1, which).add_(place)
         count = len(offsets)
-        return self.values.view(-1)[address].view(-1, count, count, count)
+        return self.values.view(-1).index_select(0, address.view(-1)).view(-1, count, count, count)
 
     def scan(self, slots: Tensor, offsets: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Slots, some at a time, and their `around`."""
