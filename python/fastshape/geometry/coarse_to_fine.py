@@ -17,6 +17,7 @@ from fastshape.geometry.field_sampler import Outcome, Sampler
 from fastshape.geometry.refinement import any_corner, corners_of, may_hide
 
 STRIDES = (8, 4, 2)
+_REACH = {8: 1.1216, 4: 1.1216, 2: 0.75}  # of the slope test
 _START_CELLS = 48  # along an axis of the first lattice, at least
 _ROUNDS = 4  # of verification: when the last finds something too, the whole lattice is asked
 _PIECE = 8192  # bricks looked at together
@@ -29,14 +30,15 @@ class SurfaceSearch:
     1, all points, where none does), a cell is looked into where
 
     1. its corners have both signs, or one inside lies on a closed border; or
-    2. the bend test: the smallest distance of a corner's value from the level is less than half the largest
-       bend at a corner. A bend is a second difference of the values towards the level, along each axis,
-       summed. A field that is linear but for one kink in the cell, as a distance is at a thin part, cannot
-       pass the level unseen: it overshoots its neighbors by at most half the bend that they show; or
-    3. the slope test, for strides 8 and 4: the mean distance of its corners' values from the level is less
-       than 1.1216 (the largest mean distance of a unit cube's corners from a point in it) times the largest
-       differences of neighboring values along x, y and z, as a vector, in the 27 cells around; the estimate
-       of the Lipschitz constant, taken with no more than that safety; or
+    2. the bend test: the smallest distance of a corner's value from the level is less than the largest bend
+       at a corner. A bend is a second difference of the values towards the level, along each axis, summed.
+       A field that is linear but for one kink in the cell, as a distance is at a thin part, passes its
+       neighbors by at most half the bend that they show: the safety factor is 2; or
+    3. the slope test: the mean distance of its corners' values from the level is less than the reach times
+       the length of the vector of the largest differences of neighboring values along x, y and z in the 27
+       cells around, which estimates the Lipschitz constant. The reach is 1.1216, the largest mean distance
+       of a unit cube's corners from a point in it, for strides 8 and 4, and 0.75 for 2: there the surface
+       alone is most of what is asked, and no ripple of the networks measured needs more; or
     4. the probe: one point inside, at another place in every cell, has another sign than the corners (looked
        into from there, not by halving); for strides 8 and 4.
 
@@ -44,9 +46,9 @@ class SurfaceSearch:
     alike. On every lattice, the finest too, all corners are asked of each cell with known corners on both
     sides, until none lacks one: a surface that was found anywhere is followed to its end, however thin.
 
-    What the rule cannot see is a part with no connection to any other, smaller than the cells of the first
-    lattice, in a field so saturated that the values around show nothing of it. `verify` bounds how much of
-    that there is.
+    What the rule cannot see is a part with no connection to any other, smaller than the cells of a lattice
+    that is to show it, in a field so saturated, or so rough, that the values around show nothing of it.
+    `verify` bounds how much of that there is.
 
     Values are kept as `sign * value`: inside is below `threshold`, as marching cubes has it.
     """
@@ -111,7 +113,7 @@ class SurfaceSearch:
             border[:, 1:-1, 1:-1, 1:-1] = False
             other |= any_corner(border)
         wide = torch.nn.functional.pad(self.base, (1,) * 6, value=torch.nan)
-        return (any_corner(inside) & other | may_hide(wide - self.threshold, self.stride > 2))[0]
+        return (any_corner(inside) & other | may_hide(wide - self.threshold, _REACH[self.stride]))[0]
 
     def _probe(self, active: Tensor) -> Tensor:
         """Asks one point within each cell that is not looked into, at another place in each.
@@ -184,7 +186,7 @@ class SurfaceSearch:
         for some, wide in self.bricks.scan(self._all_slots(), offsets):
             values = wide[:, 1:-1, 1:-1, 1:-1]
             mixed = self._mixed(some, values, offsets[1:-1], stride)
-            hidden = may_hide(wide - self.threshold, stride > 2) & self._within(some, offsets[1:-2])
+            hidden = may_hide(wide - self.threshold, _REACH[stride]) & self._within(some, offsets[1:-2])
             cells = (mixed | hidden) & ~any_corner(values.isnan())
             rows = cells.flatten(1).any(1)
             slots.append(some[rows])

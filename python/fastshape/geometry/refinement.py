@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_MEAN_REACH = 1.1216  # the largest mean distance of a unit cube's corners from a point in it
+_BEND_SAFETY = 2.0  # half a bend is what one kink needs
 
 
 def any_corner(points: Tensor) -> Tensor:
@@ -34,12 +34,12 @@ def corners_of(cells: Tensor) -> Tensor:
     return cells
 
 
-def may_hide(values: Tensor, slopes: bool) -> Tensor:
+def may_hide(values: Tensor, reach: float) -> Tensor:
     """Which cells may hold the surface though no corner shows it; see `SurfaceSearch` for the rule.
 
     Args:
         values: (N, m + 3, m + 3, m + 3): the points of m^3 cells and one more on every side, less the level.
-        slopes: the slope test too, not the bend test alone.
+        reach: of the slope test, in cell sides; 0 leaves the bend test alone.
 
     Returns:
         (N, m, m, m) bool, of cells with all corners known; it says nothing of cells with both signs.
@@ -52,15 +52,15 @@ def may_hide(values: Tensor, slopes: bool) -> Tensor:
         before, here, after = (middle.narrow(dim, i, count) for i in range(3))
         # Of the values' distance from the level: a bend away from the level hides nothing.
         bends += ((before + after - 2 * here) * here.sign()).nan_to_num_(0.0).clamp_min_(0.0)
-    hidden = -_window_max(-distance, (2, 2, 2)) < 0.5 * _window_max(bends, (2, 2, 2))
-    if slopes:
+    hidden = -_window_max(-distance, (2, 2, 2)) < _BEND_SAFETY / 2 * _window_max(bends, (2, 2, 2))
+    if reach:
         mean = sum(
             distance[:, x : x + hidden.shape[1], y : y + hidden.shape[2], z : z + hidden.shape[3]]
             for x in (0, 1)
             for y in (0, 1)
             for z in (0, 1)
         )
-        hidden |= mean < 8 * _MEAN_REACH * _steepest(values)
+        hidden |= mean < 8 * reach * _steepest(values)
     return hidden
 
 
