@@ -195,7 +195,9 @@ def small_model() -> tuple[VecSetVAE, Tensor]:
     """A VecSet autoencoder fitted to the same field's signs for some steps, and the features of its shape."""
     torch.manual_seed(0)
     sizes = {"dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "num_latents": 32, "cross_heads": 4}
-    model = VecSetVAE(VecSetVAE.Config(**sizes, latent_dim=8, drop_path=0.0, decoder_feed_forward=True))
+    options: dict[str, Any] = {**sizes, "latent_dim": 8, "drop_path": 0.0, "decoder_feed_forward": True}
+    config = VecSetVAE.Config(**options)
+    model = VecSetVAE(config)
     cloud = torch.nn.functional.normalize(torch.randn(1, 512, 3), dim=-1) * 0.6
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(200):
