@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -264,19 +265,22 @@ class _Run:
         assert self.directory is not None
         return self.directory / checkpoint.CHECKPOINT_FILE
 
-    def state(self) -> dict[str, Any]:
+    @cached_property
+    def data(self) -> list[str]:
+        """What the run was made of, by hashes that are taken once."""
         if isinstance(self.samples, ShapeDataset):
-            data = [self.samples.fingerprint()]  # a million shapes are not read for their hash
+            hashes = [self.samples.fingerprint()]  # a million shapes are not read for their hash
         else:
-            data = [shape.fingerprint() for shape in self.samples]
-        if self.initial is not None:
-            data.append("initial " + self.initial.fingerprint())
+            hashes = [shape.fingerprint() for shape in self.samples]
+        return hashes if self.initial is None else [*hashes, "initial " + self.initial.fingerprint()]
+
+    def state(self) -> dict[str, Any]:
         return {
             "model": self.model,
             "average": self.average,
             "optimizer": self.optimizer,
             "config": self.config,
-            "data": data,
+            "data": self.data,
         }
 
     def restore(self, resume: bool) -> None:
