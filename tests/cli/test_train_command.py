@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,9 @@ def test_one_error_says_what_is_wrong(capsys, tmp_path, monkeypatch, words, mess
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = f"{sys.executable} -m fastshape train dora-tiny --print-config | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("{\n", "")

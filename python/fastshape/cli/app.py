@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import re
 import shlex
 import sys
@@ -414,6 +415,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"fastshape: {error if str(error) else 'interrupted'}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         message = user_error(error)
         if message is None:
