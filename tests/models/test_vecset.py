@@ -313,7 +313,7 @@ def test_learned_queries_replace_samples():
             call()
 
 
-@pytest.mark.parametrize(("output", "sign"), [("occupancy", 1), ("sdf", -1)])
+@pytest.mark.parametrize(("output", "sign"), [("occupancy", 1), ("tsdf", 1), ("sdf", -1)])
 def test_extract_knows_the_sign_of_the_field(output, sign):
     model = VecSetVAE(small_config(output=output)).eval()
     model._field = lambda points, context: sign * (0.6 - points.norm(dim=-1))  # type: ignore[method-assign]
@@ -338,7 +338,8 @@ def test_configuration_survives_json():
         {"cross_heads": 5},
         {"drop_path": 1.0},
         {"num_latents": 0},
-        {"output": "tsdf"},
+        {"output": "udf"},
+        {"truncation": 0.0},
     ],
 )
 def test_configuration_is_checked(changes):

@@ -105,12 +105,25 @@ def test_every_family_resumes_with_all_options(shapes, name, tmp_path):
     assert same(run(config, shapes, output_dir=tmp_path / "again"), straight)
 
 
-def test_a_model_of_distances(shapes):
-    config = family_config("VecSetVAE", steps=2)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, output="sdf"))
-    assert run(config, shapes).inside == "negative"
+@pytest.mark.parametrize(
+    ("name", "output", "inside"),
+    [
+        ("VecSetVAE", "sdf", "negative"),
+        ("VecSetVAE", "tsdf", "positive"),
+        ("LaGeM", "tsdf", "positive"),
+        ("DoraVAE", "tsdf", "positive"),
+    ],
+)
+def test_a_model_of_distances(shapes, name, output, inside):
+    config = family_config(name, steps=60, learning_rate=5e-3, initialization="kernel")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, output=output))
+    seen = []
+    model = run(config, shapes, on_step=lambda step, metrics: seen.append(metrics["volume"]))
+    assert model.inside == inside
+    assert sum(seen[-10:]) < 0.8 * sum(seen[:10])
+    bare = dataclasses.replace(shapes[0], volume_labels=shapes[0].volume_labels < 0)
     with pytest.raises(ValueError, match="needs signed distances, and a shape's `volume_labels` are bool"):
-        run(config, [ball()])
+        run(config, [bare])
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,9 @@ class LaGeMConfig(ModelConfig):
         bottleneck: "normalized", the paper's, or "kl", of 3DShape2VecSet.
         attention_dtype: "float32" leaves queries, keys and values as they are; "bfloat16" rounds them, as
             the official code does.
+        output: what `query` returns: "occupancy" logits, the paper's, or a "tsdf": the signed distance
+            divided by `truncation`, learned within -1 and 1. Both are positive inside.
+        truncation: the distance at which the field saturates; used with "tsdf".
     """
 
     dim: int = 1024
@@ -98,6 +101,8 @@ class LaGeMConfig(ModelConfig):
     num_inputs: int = 8192
     bottleneck: str = "normalized"
     attention_dtype: str = "float32"
+    output: str = "occupancy"
+    truncation: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("num_latents", "latent_dims", "depths"):
@@ -121,6 +126,10 @@ class LaGeMConfig(ModelConfig):
             raise ValueError(
                 f"`attention_dtype` must be 'float32' or 'bfloat16', got {self.attention_dtype!r}"
             )
+        if self.output not in ("occupancy", "tsdf"):
+            raise ValueError(f"`output` must be 'occupancy' or 'tsdf', got {self.output!r}")
+        if self.truncation <= 0:
+            raise ValueError(f"`truncation` must be positive, got {self.truncation}")
 
     @property
     def num_levels(self) -> int:
@@ -159,7 +168,8 @@ class LaGeM(FieldAutoencoder):
     """The LaGeM autoencoder, of any number of levels.
 
     Latents and features are tuples with a tensor per level, the FINEST first. `query` returns occupancy
-    LOGITS: positive inside, the surface at 0 (the opposite sign of an sdf).
+    LOGITS, or a truncated distance if the configuration says so: positive inside, the surface at 0 (the
+    opposite sign of an sdf).
 
     Example:
         >>> model = LaGeM(LaGeM.configs["objaverse"]).eval()

@@ -14,7 +14,7 @@ shape. It also starts farthest point sampling at a random point, in evaluation t
 unless asked otherwise, so that encoding is deterministic.
 
 Switches of the successors, all off by default: `qk_norm` (VecSetX, Hunyuan3D-2), `learned_queries` instead of
-sampled points, added again behind the bottleneck (VecSetX), and `output="sdf"`.
+sampled points, added again behind the bottleneck (VecSetX), and an `output` of distances.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class VecSetConfig(ModelConfig):
         qk_norm: LayerNorm of each head's queries and keys, in every attention.
         learned_queries: the encoder's queries are `num_latents` learned vectors and not embedded samples of
             the points; they are added again behind the bottleneck.
-        output: what `query` returns: "occupancy" logits, positive inside, or an "sdf", negative inside.
+        output: what `query` returns: "occupancy" logits or a "tsdf" (the signed distance divided by
+            `truncation`, learned within -1 and 1), both positive inside, or an "sdf", negative inside.
+        truncation: the distance at which the field saturates; used with "tsdf".
     """
 
     dim: int = 512
@@ -85,6 +87,7 @@ class VecSetConfig(ModelConfig):
     qk_norm: bool = False
     learned_queries: bool = False
     output: str = "occupancy"
+    truncation: float = 0.05
 
     def __post_init__(self) -> None:
         for name in ("dim", "heads", "head_dim", "cross_heads", "num_latents", "num_inputs"):
@@ -98,8 +101,10 @@ class VecSetConfig(ModelConfig):
             raise ValueError(f"`cross_heads` must divide `dim`, got {self.cross_heads} and {self.dim}")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"`drop_path` must be in [0, 1), got {self.drop_path}")
-        if self.output not in ("occupancy", "sdf"):
-            raise ValueError(f"`output` must be 'occupancy' or 'sdf', got {self.output!r}")
+        if self.output not in ("occupancy", "tsdf", "sdf"):
+            raise ValueError(f"`output` must be 'occupancy', 'tsdf' or 'sdf', got {self.output!r}")
+        if self.truncation <= 0:
+            raise ValueError(f"`truncation` must be positive, got {self.truncation}")
 
     @property
     def cross_attention(self) -> dict[str, Any]:
@@ -131,8 +136,8 @@ class Head(nn.Module):
 class VecSetVAE(FieldAutoencoder):
     """The 3DShape2VecSet autoencoder, plain (`latent_dim=None`) or with the KL bottleneck.
 
-    `query` returns occupancy LOGITS: positive inside, the surface at 0 (the opposite sign of an sdf). With
-    `output="sdf"` it returns a signed distance, negative inside.
+    `query` returns occupancy LOGITS: positive inside, the surface at 0 (the opposite sign of an sdf). Other
+    values of `output` make it distances: see the configuration.
 
     Example:
         >>> model = VecSetVAE(VecSetVAE.configs["kl_d512_m512_l8"]).eval()
@@ -181,7 +186,7 @@ class VecSetVAE(FieldAutoencoder):
     @property
     def inside(self) -> Literal["positive", "negative"]:
         """The sign of the field inside the solid."""
-        return "positive" if self.config.output == "occupancy" else "negative"
+        return "negative" if self.config.output == "sdf" else "positive"
 
     def encode(
         self,
