@@ -5,6 +5,7 @@
 #include "bindings/arguments.h"
 #include "bindings/run.h"
 #include "bindings/tensor.h"
+#include "raster/antialias.h"
 #include "raster/interpolate.h"
 #include "raster/rasterize.h"
 #include "raster/rasterize_backward.h"
@@ -243,6 +244,81 @@ void vertex_sums(const Tensor& values, const Tensor& weights, const Tensor& face
   });
 }
 
+template <class T>
+AntialiasScene<T> scene_of(const Tensor& image, const Tensor& triangle_id, const Tensor& depth,
+                           const Tensor& vertices, const Tensor& faces, const Tensor& twins) {
+  return {triangle_id.data<int64_t>(),
+          depth.data<T>(),
+          vertices.data<T>(),
+          vertices.size(0),
+          vertices.size(1),
+          faces.data<int64_t>(),
+          twins.data<int64_t>(),
+          faces.size(0),
+          image.size(0),
+          image.size(1),
+          image.size(2)};
+}
+
+void require_antialias(const Tensor& image, const Tensor& triangle_id, const Tensor& depth,
+                       const Tensor& vertices, const Tensor& faces, const Tensor& twins) {
+  require(image, "image", kFloats, {-1, -1, -1, -1}, "(H, W, C) or (B, H, W, C)");
+  const int64_t images = image.size(0), height = image.size(1), width = image.size(2);
+  require_index(image, "image", triangle_id, "triangle_id", {images, height, width}, "(B, H, W)");
+  require_output(image, "image", depth, "depth", {images, height, width}, "(B, H, W)");
+  require_output(image, "image", vertices, "vertices_clip", {-1, -1, 4}, "(V, 4) or (B, V, 4)");
+  require_sets("vertices_clip", vertices.size(0), images);
+  require_faces(image, "image", faces);
+  require_index(image, "image", twins, "twins", {faces.size(0), 3}, "(F, 3)");
+}
+
+void antialias(const Tensor& image, const Tensor& triangle_id, const Tensor& depth,
+               const Tensor& vertices, const Tensor& faces, const Tensor& twins,
+               const Tensor& result) {
+  require_antialias(image, triangle_id, depth, vertices, faces, twins);
+  require_output(image, "image", result, "result",
+                 {image.size(0), image.size(1), image.size(2), image.size(3)}, "(B, H, W, C)");
+  const int channels = checked_channels("image", image.size(3));
+  with_dtype(image, [&](auto zero) {
+    using T = decltype(zero);
+    const Antialias<T> task{scene_of<T>(image, triangle_id, depth, vertices, faces, twins),
+                            image.data<T>(), channels, result.data<T>()};
+    run(image, FASTSHAPE_CPU(cpu::antialias(task)), FASTSHAPE_CUDA(cuda::antialias(task, stream)));
+  });
+}
+
+void antialias_backward(const Tensor& grad_result, const Tensor& image, const Tensor& triangle_id,
+                        const Tensor& depth, const Tensor& vertices, const Tensor& faces,
+                        const Tensor& twins, const std::optional<Tensor>& workspace,
+                        const Tensor& grad_image, const Tensor& grad_vertices) {
+  require_antialias(image, triangle_id, depth, vertices, faces, twins);
+  for (const auto& [tensor, name] :
+       {std::pair<const Tensor&, const char*>(grad_result, "grad_result"),
+        {grad_image, "grad_image"}})
+    require_output(image, "image", tensor, name,
+                   {image.size(0), image.size(1), image.size(2), image.size(3)}, "(B, H, W, C)");
+  require_output(image, "image", grad_vertices, "grad_vertices",
+                 {vertices.size(0), vertices.size(1), 4}, "(B, V, 4)");
+  FASTSHAPE_CHECK_VALUE(
+      4 * triangle_id.numel() < kMost32 && vertices.size(0) * vertices.size(1) < kMost32,
+      "the gradient of vertices takes fewer than 2^32 / 4 pixels and 2^32 - 1 vertices at a time, "
+      "got ",
+      triangle_id.numel(), " and ", vertices.size(0) * vertices.size(1));
+  [[maybe_unused]] const Workspace space = open_workspace(image, "image", workspace);
+  const int channels = checked_channels("image", image.size(3));
+  with_dtype(image, [&](auto zero) {
+    using T = decltype(zero);
+    const AntialiasBackward<T> task{scene_of<T>(image, triangle_id, depth, vertices, faces, twins),
+                                    grad_result.data<T>(),
+                                    image.data<T>(),
+                                    channels,
+                                    grad_image.data<T>(),
+                                    grad_vertices.data<T>()};
+    run(image, FASTSHAPE_CPU(cpu::antialias_backward(task)),
+        FASTSHAPE_CUDA(cuda::antialias_backward(task, space.data, space.bytes, stream)));
+  });
+}
+
 }  // namespace
 
 void bind_raster(py::module_& m) {
@@ -262,6 +338,13 @@ void bind_raster(py::module_& m) {
         py::arg("grad_barycentrics"));
   m.def("vertex_sums", &vertex_sums, py::arg("values"), py::arg("weights"), py::arg("faces"),
         py::arg("triangle_id"), py::arg("workspace"), py::arg("sums"));
+  m.def("antialias", &antialias, py::arg("image"), py::arg("triangle_id"), py::arg("depth"),
+        py::arg("vertices_clip"), py::arg("faces"), py::arg("twins"), py::arg("result"));
+  m.def("antialias_backward", &antialias_backward, py::arg("grad_result"), py::arg("image"),
+        py::arg("triangle_id"), py::arg("depth"), py::arg("vertices_clip"), py::arg("faces"),
+        py::arg("twins"), py::arg("workspace"), py::arg("grad_image"), py::arg("grad_vertices"));
+  m.def("antialias_backward_workspace_bytes", FASTSHAPE_WORKSPACE(antialias_backward),
+        py::arg("num_pixels"));
   m.def("vertex_sums_workspace_bytes", FASTSHAPE_WORKSPACE(vertex_sums), py::arg("num_pixels"));
 }
 

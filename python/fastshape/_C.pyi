@@ -152,6 +152,28 @@ def vertex_sums(
     sums: Tensor,
 ) -> None: ...
 def vertex_sums_workspace_bytes(num_pixels: int) -> int: ...
+def antialias(
+    image: Tensor,
+    triangle_id: Tensor,
+    depth: Tensor,
+    vertices_clip: Tensor,
+    faces: Tensor,
+    twins: Tensor,
+    result: Tensor,
+) -> None: ...
+def antialias_backward(
+    grad_result: Tensor,
+    image: Tensor,
+    triangle_id: Tensor,
+    depth: Tensor,
+    vertices_clip: Tensor,
+    faces: Tensor,
+    twins: Tensor,
+    workspace: Tensor | None,
+    grad_image: Tensor,
+    grad_vertices: Tensor,
+) -> None: ...
+def antialias_backward_workspace_bytes(num_pixels: int) -> int: ...
 
 # isosurface
 def flood_fill(

@@ -4,7 +4,12 @@ import math
 
 import torch
 
-from fastshape import testing
+from fastshape import _C, _library, testing
+
+
+def cpu_kernels():
+    """Within it the CPU kernels run, whatever back end the test is for."""
+    return _library.use_backend(_C)
 
 
 def perspective(field_of_view=45.0, near=0.5, far=20.0, aspect=1.0):

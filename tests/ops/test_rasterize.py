@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from raster_cases import flat_grid, perspective, soup, to_clip
+from raster_cases import cpu_kernels, flat_grid, perspective, soup, to_clip
 
 from fastshape import ops, testing
 from fastshape.ops import raster
@@ -31,7 +31,7 @@ def triangle(*rows, dtype=torch.float32):
 
 
 def test_a_triangle_by_hand():
-    """Three pixels below the diagonal of a 2 x 2 image: the center on the diagonal belongs to the other one."""
+    """Centers on the diagonal belong to the triangle to its right."""
     vertices, faces = triangle([-1, -1, 0, 1], [1, -1, 0, 1], [-1, 1, 0, 1])
     ids, weights, depth, w = reference.rasterize(vertices, faces, (4, 4))
     assert (ids >= 0).int().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
@@ -72,7 +72,9 @@ def test_large_and_small_triangles(backend):
     vertices[:, 3] = vertices[:, 3].abs() + 0.5
     middle, more = soup(30, seed=3)
     middle = torch.cat([middle[:, :2] * 0.2, middle[:, 2:3] * 0.1, middle[:, 3:].abs() + 1], 1)
-    small = torch.cat([middle[:, :2] * 5 + 0.02 * torch.randn(90, 2, generator=testing.generator(0)), middle[:, 2:]], 1)
+    small = torch.cat(
+        [middle[:, :2] * 5 + 0.02 * torch.randn(90, 2, generator=testing.generator(0)), middle[:, 2:]], 1
+    )
     vertices = torch.cat([vertices, middle, small])
     faces = torch.cat([faces, more + 15, more + 105])
     check(draw(backend, vertices, faces, size), vertices, faces, size)
@@ -82,7 +84,7 @@ def test_backends_instruction_sets_and_threads_agree(backend):
     sphere, faces = testing.icosphere(3)
     vertices = to_clip(sphere, dtype=torch.float32)
     size = (70, 90)
-    with testing.instruction_set("portable"), testing.num_threads(1):
+    with cpu_kernels(), testing.instruction_set("portable"), testing.num_threads(1):
         expected = ops.rasterize(vertices, faces, size)
     for name in testing.instruction_sets() if backend.name == "cpu" else ["portable"]:
         for threads in (1, 2, 5):
@@ -214,8 +216,10 @@ def test_a_floor_that_passes_below_the_camera_has_no_cracks(backend):
 def test_the_camera_inside_a_box(backend):
     corners = torch.tensor([[x, y, z] for x in (-2.0, 2) for y in (-2.0, 2) for z in (-2.0, 2)])
     faces = torch.tensor(
-        [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1]]
-        + [[2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]]
+        [
+            *([0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1]),
+            *([2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]),
+        ]
     )
     clip = to_clip(corners, distance=0.2, near=0.01, field_of_view=100.0)
     result = draw(backend, clip, faces, (31, 44))
@@ -245,11 +249,14 @@ def test_beyond_the_near_and_the_far_plane(backend):
     x, _ = reference.pixel_positions(20, 20)
     z = -3 + 2 * (x + 1)
     seen = (z >= -1) & (z <= 1)
-    assert torch.equal(result.triangle_id == 0, seen & (reference.rasterize(vertices, faces, (20, 20))[0] == 0))
-    torch.testing.assert_close(result.depth[seen & (result.triangle_id == 0)], z.float()[seen & (result.triangle_id == 0)])
+    assert torch.equal(
+        result.triangle_id == 0, seen & (reference.rasterize(vertices, faces, (20, 20))[0] == 0)
+    )
+    torch.testing.assert_close(
+        result.depth[seen & (result.triangle_id == 0)], z.float()[seen & (result.triangle_id == 0)]
+    )
     for z_all in (-1.0, 1.0):  # on the planes: in view
         vertices[:, 2] = z_all
-        assert (draw(backend, vertices, faces, 20).triangle_id == 0).sum() == 210 - 20 + 20 * 20 - 190 - 20 + 20 or True
         assert (draw(backend, vertices, faces, 20).triangle_id == 0).any()
         vertices[:, 2] = z_all * 1.0001
         assert not (draw(backend, vertices, faces, 20).triangle_id == 0).any()
@@ -263,7 +270,9 @@ def test_ties_go_to_the_lowest_face(backend):
 
 def test_the_nearest_is_seen_from_both_sides(backend):
     vertices = torch.tensor([[-1.0, -1, z, 1] for z in (0.5, -0.5)])
-    vertices = torch.cat([vertices, vertices * torch.tensor([-3, 1, 1, 1]), vertices * torch.tensor([1, -3, 1, 1])])
+    vertices = torch.cat(
+        [vertices, vertices * torch.tensor([-3, 1, 1, 1]), vertices * torch.tensor([1, -3, 1, 1])]
+    )
     for faces in ([[0, 2, 4], [1, 3, 5]], [[0, 4, 2], [1, 5, 3]]):
         result = draw(backend, vertices, torch.tensor(faces), 8)
         assert (result.triangle_id == 1).all()
@@ -276,7 +285,8 @@ def test_the_nearest_is_seen_from_both_sides(backend):
 def test_triangles_that_are_not_drawn(backend):
     nan, inf = torch.nan, torch.inf
     good = [[-1.0, -1, 0, 1], [1, -1, 0, 1], [-1, 1, 0, 1]]
-    rows = good + [[nan, 0, 0, 1], [0, inf, 0, 1], [0, 0, 0, nan], [0, 0, nan, 1], [0, 0, 0, 0], [0, 0, 0, -1]]
+    rows = [*good, [nan, 0, 0, 1], [0, inf, 0, 1], [0, 0, 0, nan], [0, 0, nan, 1]]
+    rows += [[0, 0, 0, 0], [0, 0, 0, -1]]
     vertices = torch.tensor(rows)
     bad = [[0, 1, i] for i in (3, 4, 5, 6)]
     bad += [[0, 0, 1], [0, 1, 1], [2, 2, 2], [7, 7, 7], [8, 8, 8], [0, 1, -1], [0, 1, 9], [0, 2**40, 1]]
@@ -348,7 +358,9 @@ def test_each_image_its_mesh(backend):
     for image, mesh in ((0, 0), (1, 1), (3, 2)):
         alone = draw(backend, clips[mesh], meshes[mesh][1], (17, 21))
         shown = alone.triangle_id >= 0
-        assert torch.equal(result.triangle_id[image] - offsets[image], alone.triangle_id.where(shown, -1 - offsets[image]))
+        assert torch.equal(
+            result.triangle_id[image] - offsets[image], alone.triangle_id.where(shown, -1 - offsets[image])
+        )
         for got, want in zip(result[1:], alone[1:], strict=True):
             assert torch.equal(got[image], want)
 
@@ -398,7 +410,10 @@ def test_gradients_are_the_references(backend, dtype):
     for w in weights:
         w[held] = 0
     grads = []
-    for function, like in ((lambda c: ops.rasterize(c, backend.put(faces), size), dtype), (lambda c: reference.rasterize(c, faces, size), torch.float64)):
+    for function, like in (
+        (lambda c: ops.rasterize(c, backend.put(faces), size), dtype),
+        (lambda c: reference.rasterize(c, faces, size), torch.float64),
+    ):
         clip = vertices.to(like)
         clip = (backend.put(clip) if like == dtype and not grads else clip).requires_grad_()
         result = function(clip)
@@ -457,9 +472,13 @@ def test_compiles():
 
 def test_wrong_inputs():
     vertices, faces = triangle([-1, -1, 0, 1], [1, -1, 0, 1], [-1, 1, 0, 1])
-    with pytest.raises(ValueError, match=r"`vertices_clip` must have shape \(V, 4\) or \(B, V, 4\), got \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"`vertices_clip` must have shape \(V, 4\) or \(B, V, 4\), got \(4,\)"
+    ):
         ops.rasterize(vertices[0], faces, 4)
-    with pytest.raises(ValueError, match=r"`vertices_clip` must have shape \(V, 4\) or \(B, V, 4\), got \(1, 3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"`vertices_clip` must have shape \(V, 4\) or \(B, V, 4\), got \(1, 3, 3\)"
+    ):
         ops.rasterize(vertices[:, :3].contiguous(), faces, 4)
     with pytest.raises(ValueError, match=r"`faces` must have shape \(F, 3\), got \(1, 2\)"):
         ops.rasterize(vertices, faces[:, :2].contiguous(), 4)
@@ -475,8 +494,12 @@ def test_wrong_inputs():
         ops.rasterize(vertices, faces, (1, 32769))
     with pytest.raises(ValueError, match=r"`face_offsets` must have shape \(B \+ 1,\), got \(1, 2\)"):
         ops.rasterize(vertices, faces, 4, face_offsets=torch.tensor([[0, 1]]))
-    with pytest.raises(ValueError, match="`vertices_clip` must be of one set or of 3, one for each image, got 2"):
-        ops.rasterize(vertices.expand(2, 3, 4).contiguous(), faces, 4, face_offsets=torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(
+        ValueError, match="`vertices_clip` must be of one set or of 3, one for each image, got 2"
+    ):
+        ops.rasterize(
+            vertices.expand(2, 3, 4).contiguous(), faces, 4, face_offsets=torch.tensor([0, 0, 1, 1])
+        )
     with pytest.raises(TypeError, match="`face_offsets` must be int64, got int32"):
         ops.rasterize(vertices, faces, 4, face_offsets=torch.tensor([0, 1]).int())
 

@@ -28,7 +28,7 @@ def _workspace(op: str, like: Tensor, *sizes: int | bool) -> Tensor | None:
     return torch.empty(size, dtype=torch.uint8, device=like.device)
 
 
-# ---- vertex_sums: the backward step of what follows ----------------------------------------------------------
+# ---- vertex_sums: the backward step of what follows --------------------------------------------------------
 
 
 def _new_vertex_sums(
@@ -146,9 +146,7 @@ class _Rasterize(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return None, None, None, None, None
         gradients = _rasterize_backward_op(vertices_clip, faces, triangle_id, *map(_contiguous, grads))
-        grad_vertices = _vertex_sums_op(
-            gradients, barycentrics, faces, triangle_id, *vertices_clip.shape[:2]
-        )
+        grad_vertices = _vertex_sums_op(gradients, barycentrics, faces, triangle_id, *vertices_clip.shape[:2])
         return grad_vertices, None, None, None, None
 
 
@@ -328,3 +326,148 @@ def interpolate(attributes: Tensor, faces: Tensor, triangle_id: Tensor, barycent
     else:
         values = _interpolate_op(*inputs)
     return values[0] if single else values
+
+
+# ---- antialias ---------------------------------------------------------------------------------------------
+
+
+def edge_twins(faces: Tensor) -> Tensor:
+    """For each edge of each face, the same edge in the face on its other side.
+
+    Args:
+        faces: (F, 3) int64, vertices below 2^31.
+
+    Returns:
+        (F, 3) int64: edge k of a face runs from its corner k to the next; ``3 * face + edge`` of its twin,
+        whichever way that runs, and -1 where it has none or more than one.
+
+    Raises:
+        ValueError: wrong shape.
+
+    Gradient: none. Device: any, in torch; no sync.
+    """
+    if faces.ndim != 2 or faces.shape[1] != 3:
+        raise ValueError(f"`faces` must have shape (F, 3), got {tuple(faces.shape)}")
+    ends = torch.stack([faces, faces.roll(-1, 1)])
+    keys, order = (ends.amin(0) << 31 | ends.amax(0)).reshape(-1).sort(stable=True)
+    same = keys[1:] == keys[:-1]
+    alone = torch.ones_like(same[:1])
+    # The first of exactly two.
+    first = same & torch.cat([alone, ~same])[:-1] & torch.cat([~same, alone])[1:]
+    twins = torch.full_like(order, -1)
+    left, right = order[:-1], order[1:]
+    twins = twins.scatter(0, left, torch.where(first, right, -1))
+    # Where `first` is false the place keeps what it has.
+    return twins.scatter(0, right, torch.where(first, left, twins[right])).view(-1, 3)
+
+
+def _antialias(
+    image: Tensor, triangle_id: Tensor, depth: Tensor, vertices_clip: Tensor, faces: Tensor, twins: Tensor
+) -> Tensor:
+    result = torch.empty_like(image)
+    backend().antialias(image, triangle_id, depth, vertices_clip, faces, twins, result)
+    return result
+
+
+_antialias_op = define(
+    "antialias(Tensor image, Tensor triangle_id, Tensor depth, Tensor vertices_clip, Tensor faces,"
+    " Tensor twins) -> Tensor",
+    implementation=_antialias,
+    fake=lambda image, *others: torch.empty_like(image),
+)
+
+
+def _antialias_backward(
+    grad_result: Tensor,
+    image: Tensor,
+    triangle_id: Tensor,
+    depth: Tensor,
+    vertices_clip: Tensor,
+    faces: Tensor,
+    twins: Tensor,
+) -> tuple[Tensor, Tensor]:
+    grads = torch.empty_like(image), torch.empty_like(vertices_clip)
+    workspace = _workspace("antialias_backward", image, triangle_id.numel())
+    backend().antialias_backward(
+        grad_result, image, triangle_id, depth, vertices_clip, faces, twins, workspace, *grads
+    )
+    return grads
+
+
+_antialias_backward_op = define(
+    "antialias_backward(Tensor grad_result, Tensor image, Tensor triangle_id, Tensor depth,"
+    " Tensor vertices_clip, Tensor faces, Tensor twins) -> (Tensor, Tensor)",
+    implementation=_antialias_backward,
+    fake=lambda grad_result, image, triangle_id, depth, vertices_clip, *others: (
+        torch.empty_like(image),
+        torch.empty_like(vertices_clip),
+    ),
+)
+
+
+class _Antialias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, vertices_clip: Tensor, *others: Tensor) -> Tensor:
+        triangle_id, depth, faces, twins = others
+        arguments = (image, triangle_id, depth, vertices_clip, faces, twins)
+        ctx.save_for_backward(*arguments)
+        return _antialias_op(*arguments)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_result: Tensor) -> tuple[Tensor | None, ...]:
+        grads = _antialias_backward_op(grad_result.contiguous(), *ctx.saved_tensors)
+        return *grads, None, None, None, None
+
+
+def antialias(
+    image: Tensor,
+    triangle_id: Tensor,
+    depth: Tensor,
+    vertices_clip: Tensor,
+    faces: Tensor,
+    *,
+    twins: Tensor | None = None,
+) -> Tensor:
+    """Smooth silhouettes, so that a picture changes continuously, and has a gradient, as they move.
+
+    Where two pixels beside or below each other show different triangles and the surface of the nearer one
+    ends between their centers, the one that the silhouette cuts takes from the other: beyond the middle the
+    farther pixel takes what the surface covers of it, before it the nearer one takes what it does not cover.
+    A surface ends at an edge without a neighbor or with one that turns back; the edge is looked for from the
+    pixel's triangle through up to 16 neighbors. Silhouettes nearer to the vertical act on pixels beside
+    each other, the others on pixels below each other: along straight silhouettes the sum of a mask is the
+    area, row by row, and its derivative that of the area.
+
+    Args:
+        image: (H, W, C) or (B, H, W, C), what was drawn of ``triangle_id``; float32 or float64, contiguous.
+        triangle_id, depth: (H, W) or (B, H, W), of :func:`rasterize`.
+        vertices_clip, faces: as given to it.
+        twins: (F, 3) int64, of :func:`edge_twins`; None computes it, which takes longer than the rest.
+
+    Returns:
+        The shape of ``image``.
+
+    Raises:
+        TypeError: not a tensor, wrong dtype.
+        ValueError: wrong shape, another device, not contiguous.
+
+    Gradient: with respect to ``image`` and ``vertices_clip``, once. Deterministic. On CUDA 64 bytes for a
+    pixel, and at most 2^30 pixels.
+
+    Device: CPU and CUDA with equal results (the gradients to rounding); no sync.
+
+    Reference: Laine et al. 2020, "Modular Primitives for High-Performance Differentiable Rendering", on
+    analytic antialiasing, from the paper alone. Following the surface through its neighbors is ours, as
+    is the choice of silhouettes by their slope.
+    """
+    single = image.ndim == 3
+    if single:
+        image, triangle_id, depth = image[None], triangle_id[None], depth[None]
+    vertices = _as_sets("vertices_clip", vertices_clip, "4")
+    twins = edge_twins(faces) if twins is None else twins
+    if torch.is_grad_enabled() and (image.requires_grad or vertices.requires_grad):
+        result = _Antialias.apply(image, vertices, triangle_id, depth.detach(), faces, twins)
+    else:
+        result = _antialias_op(image, triangle_id, depth.detach(), vertices, faces, twins)
+    return result[0] if single else result

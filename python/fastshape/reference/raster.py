@@ -97,7 +97,7 @@ def _covered(edges: list[Edge], height: int, width: int) -> Tensor:
 
 
 def _plane_depth(triangle: Tensor, x: Tensor, y: Tensor) -> Tensor | None:
-    """z/w of a triangle's plane at pixels, through the rounded places of its vertices if they all have one."""
+    """z/w of a triangle's plane at pixels, through the rounded places of its vertices if all have one."""
     height, width = x.shape
     places = [_place(v, width, height) for v in triangle.tolist()]
     if any(place is None for place in places):
@@ -176,3 +176,96 @@ def interpolate(attributes: Tensor, faces: Tensor, triangle_id: Tensor, barycent
     corners = attributes[faces[triangle_id.clamp(min=0)]]  # (H, W, 3, C)
     values = (corners * barycentrics[..., None]).sum(2)
     return torch.where((triangle_id >= 0)[..., None], values, torch.zeros_like(values))
+
+
+def edge_twins(faces: Tensor) -> Tensor:
+    """(F, 3): for edge k of a face, from corner k to the next, ``3 * face + edge`` of the only other."""
+    places: dict[frozenset[int], list[int]] = {}
+    for number, face in enumerate(faces.tolist()):
+        for k in range(3):
+            places.setdefault(frozenset((face[k], face[(k + 1) % 3])), []).append(3 * number + k)
+    twins = [-1] * (3 * len(faces))
+    for pair in places.values():
+        if len(pair) == 2:
+            twins[pair[0]], twins[pair[1]] = pair[1], pair[0]
+    return torch.tensor(twins, dtype=torch.int64).view(-1, 3)
+
+
+def _end_of_surface(
+    vertices: Tensor, faces: list[list[int]], twins: list[list[int]], face: int, near: Tensor, far: Tensor
+) -> tuple[Tensor, bool] | None:
+    """Where the surface that begins in ``face`` at ``near`` (2,) ends before ``far``, as the share of the way,
+    and whether the edge there is nearer to the vertical. Positions are in pixels, as the vertices (V, 3) are,
+    times w."""
+    way = far - near
+    entry = None
+    side_shown = torch.linalg.det(vertices[faces[face]]).sign()
+    for _ in range(16):
+        # Signed distances of the corners from the line through both centers, times w.
+        corner = vertices[faces[face]]
+        offset = corner[:, :2] - near * corner[:, 2:]
+        side = way[0] * offset[:, 1] - way[1] * offset[:, 0]
+        side = -side if way.sum() < 0 else side  # the same line from both of its ends
+        side = -side if way[0] == 0 else side  # positive is the side of greater x, or of greater y
+        found = []
+        for k in range(3):
+            a, b = corner[k], corner[(k + 1) % 3]
+            if k == entry or bool(side[k] > 0) == bool(side[(k + 1) % 3] > 0):
+                continue
+            t = side[k] / (side[k] - side[(k + 1) % 3])
+            crossing = a + t * (b - a)
+            if crossing[2] > 0:
+                found.append(((crossing[:2] / crossing[2] - near) @ way, k))
+        if not found:
+            return None
+        reach, k = max(found, key=lambda item: item[0].item())
+        if reach > 1 + 1 / 128:
+            return None
+        twin, a, b = twins[face][k], corner[k], corner[(k + 1) % 3]
+        if twin >= 0:
+            # Which side the next face must show to be of the surface.
+            turned = faces[twin // 3][twin % 3] != faces[face][(k + 1) % 3]
+            side_shown = -side_shown if turned else side_shown
+            if side_shown * torch.linalg.det(vertices[faces[twin // 3]]) > 0:
+                face, entry = twin // 3, twin % 3
+                continue
+        if reach < -1 / 128:
+            return None
+        normal = torch.linalg.cross(a, b)
+        return reach, bool(normal[0].abs() >= normal[1].abs())
+    return None
+
+
+def antialias(
+    image: Tensor, triangle_id: Tensor, depth: Tensor, vertices_clip: Tensor, faces: Tensor
+) -> Tensor:
+    """(H, W, C), pair by pair; differentiable with respect to ``image`` and ``vertices_clip`` (V, 4)."""
+    height, width = triangle_id.shape
+    x, y, w = vertices_clip[:, 0], vertices_clip[:, 1], vertices_clip[:, 3]
+    vertices = torch.stack([(x + w) * (width / 2), (w - y) * (height / 2), w], 1).double()
+    twins, rows = edge_twins(faces).tolist(), faces.tolist()
+    ids, depths = triangle_id.tolist(), depth.tolist()
+    change: dict[tuple[int, int], Tensor] = {}
+    for row in range(height):
+        for column in range(width):
+            for down in (0, 1):
+                first, second = (row, column), (row + down, column + 1 - down)
+                if second[0] == height or second[1] == width:
+                    continue
+                one, two = (ids[r][c] for r, c in (first, second))
+                if one == two:
+                    continue
+                keys = [(i < 0, depths[r][c], i) for i, (r, c) in ((one, first), (two, second))]
+                near, far = (first, second) if keys[0] < keys[1] else (second, first)
+                place, goal = (torch.tensor([c + 0.5, r + 0.5]).double() for r, c in (near, far))
+                shown = one if keys[0] < keys[1] else two
+                end = _end_of_surface(vertices, rows, twins, shown, place, goal)
+                if end is None or end[1] == bool(down):
+                    continue
+                into, source = (far, near) if end[0] > 0.5 else (near, far)
+                step = (end[0] - 0.5).abs() * (image[source] - image[into])
+                change[into] = change.get(into, torch.zeros_like(step)) + step
+    if not change:
+        return image.clone()
+    places = torch.tensor(list(change)).T
+    return image.index_put(tuple(places), torch.stack(list(change.values())).to(image), accumulate=True)
