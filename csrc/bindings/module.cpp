@@ -11,6 +11,7 @@ namespace fastshape {
 
 void bind_geometry(py::module_& m);
 void bind_isosurface(py::module_& m);
+void bind_raster(py::module_& m);
 void bind_sampling(py::module_& m);
 #if defined(FASTSHAPE_EMULATION)
 void bind_emulation(py::module_& m);
@@ -64,6 +65,7 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   fastshape::bind_runtime(m);
   fastshape::bind_geometry(m);
   fastshape::bind_isosurface(m);
+  fastshape::bind_raster(m);
   fastshape::bind_sampling(m);
 #if defined(FASTSHAPE_EMULATION)
   fastshape::bind_emulation(m);

@@ -108,6 +108,73 @@ def winding_number_workspace_bytes(num_points: int) -> int: ...
 def cast_rays_workspace_bytes(num_rays: int) -> int: ...
 def ray_parity_workspace_bytes(num_points: int) -> int: ...
 
+# raster
+def rasterize(
+    vertices_clip: Tensor,
+    faces: Tensor,
+    face_offsets: Tensor | None,
+    workspace: Tensor | None,
+    triangle_id: Tensor,
+    barycentrics: Tensor,
+    depth: Tensor,
+    w: Tensor,
+) -> None: ...
+def rasterize_workspace_bytes(
+    num_sets: int,
+    num_vertices: int,
+    num_images: int,
+    num_faces: int,
+    height: int,
+    width: int,
+    ragged: bool,
+) -> int: ...
+def rasterize_backward(
+    vertices_clip: Tensor,
+    faces: Tensor,
+    triangle_id: Tensor,
+    grad_barycentrics: Tensor | None,
+    grad_depth: Tensor | None,
+    grad_w: Tensor | None,
+    gradients: Tensor,
+) -> None: ...
+def interpolate(
+    attributes: Tensor, faces: Tensor, triangle_id: Tensor, barycentrics: Tensor, values: Tensor
+) -> None: ...
+def interpolate_backward(
+    grad_values: Tensor, attributes: Tensor, faces: Tensor, triangle_id: Tensor, grad_barycentrics: Tensor
+) -> None: ...
+def vertex_sums(
+    values: Tensor,
+    weights: Tensor,
+    faces: Tensor,
+    triangle_id: Tensor,
+    workspace: Tensor | None,
+    sums: Tensor,
+) -> None: ...
+def vertex_sums_workspace_bytes(num_pixels: int) -> int: ...
+def antialias(
+    image: Tensor,
+    triangle_id: Tensor,
+    depth: Tensor,
+    vertices_clip: Tensor,
+    faces: Tensor,
+    twins: Tensor,
+    result: Tensor,
+) -> None: ...
+def antialias_backward(
+    grad_result: Tensor,
+    image: Tensor,
+    triangle_id: Tensor,
+    depth: Tensor,
+    vertices_clip: Tensor,
+    faces: Tensor,
+    twins: Tensor,
+    workspace: Tensor | None,
+    grad_image: Tensor,
+    grad_vertices: Tensor,
+) -> None: ...
+def antialias_backward_workspace_bytes(num_pixels: int) -> int: ...
+
 # isosurface
 def flood_fill(
     points: Tensor,

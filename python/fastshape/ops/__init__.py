@@ -12,5 +12,10 @@ from fastshape.ops.mesh import closest_point as closest_point
 from fastshape.ops.mesh import ray_crossings as ray_crossings
 from fastshape.ops.mesh import ray_parity as ray_parity
 from fastshape.ops.mesh import winding_number as winding_number
+from fastshape.ops.raster import Rasterized as Rasterized
+from fastshape.ops.raster import antialias as antialias
+from fastshape.ops.raster import edge_twins as edge_twins
+from fastshape.ops.raster import interpolate as interpolate
+from fastshape.ops.raster import rasterize as rasterize
 from fastshape.ops.sampling import farthest_point_sampling as farthest_point_sampling
 from fastshape.ops.sampling import num_samples_from_ratio as num_samples_from_ratio
