@@ -1,5 +1,12 @@
 """The kernels: tensors in, tensors out. Every operator runs on the CPU and on CUDA with the same results."""
 
+from fastshape.ops.carving import carve_threshold as carve_threshold
+from fastshape.ops.carving import depth_carve as depth_carve
+from fastshape.ops.carving import dilate as dilate
+from fastshape.ops.carving import dilate_bits as dilate_bits
+from fastshape.ops.carving import dilate_coords as dilate_coords
+from fastshape.ops.carving import pack_bits as pack_bits
+from fastshape.ops.carving import unpack_bits as unpack_bits
 from fastshape.ops.isosurface import flood_fill as flood_fill
 from fastshape.ops.isosurface import marching_cubes as marching_cubes
 from fastshape.ops.isosurface import marching_cubes_sparse as marching_cubes_sparse

@@ -1,0 +1,118 @@
+// The CPU's loop over voxels, compiled once per instruction set: include it from one .cpp each.
+//
+// Blocks of 64 voxels go through the views together, until all of a block are decided.
+#pragma once
+
+#include "carving/depth_carve_cpu.h"
+#include "carving/depth_carve_lanes.h"
+
+namespace fastshape {
+namespace {
+
+constexpr int kBlockVoxels = 64;
+
+// Bit i: voxel `begin` + i is kept. All `count` of them, at most 64, are of one shape of the batch.
+template <class T>
+inline uint64_t carve_block(const DepthCarve<T>& task, int64_t begin, int count) {
+  uint64_t kept = 0;
+  for (int i = 0; i < count; ++i) kept |= static_cast<uint64_t>(is_kept(task, begin + i)) << i;
+  return kept;
+}
+
+#if defined(FASTSHAPE_CARVE_LANES)
+
+inline Lanes row_times(const float* row, Lanes x, Lanes y, Lanes z) {
+  return all(row[0]) * x + all(row[1]) * y + all(row[2]) * z + all(row[3]);
+}
+
+// view_keeps of kLanes centers; in the lanes of `asked`, of which there is one.
+inline uint32_t lanes_keep(const DepthCarve<float>& task, int64_t view, Lanes x, Lanes y, Lanes z,
+                           uint32_t asked) {
+  const float* matrix = task.matrices + 16 * view;
+  const Lanes w = row_times(matrix + 12, x, y, z);
+  const Lanes depth =
+      task.depth_rows == nullptr ? w : row_times(task.depth_rows + 4 * view, x, y, z);
+  uint32_t seen = less(all(0), w) & at_most(all(task.near), depth) & at_most(depth, all(task.far));
+  const Lanes one = all(1), inverse = one / w;
+  const Lanes right = row_times(matrix, x, y, z) * inverse;
+  const Lanes up = row_times(matrix + 4, x, y, z) * inverse;
+  const float width = static_cast<float>(task.width), height = static_cast<float>(task.height);
+  const Lanes column = (one + right) * all(width * 0.5f);
+  const Lanes row = (task.bottom_up ? one + up : one - up) * all(height * 0.5f);
+  seen &= at_most(all(0), column) & less(column, all(width)) & at_most(all(0), row) &
+          less(row, all(height));
+  uint32_t kept = task.keep_outside ? ~seen : 0;
+  seen &= asked;
+  if (seen == 0) return kept;
+  const Lanes shown = look_up(task.depth + view * task.height * task.width,
+                              static_cast<int32_t>(task.width), row, column, seen);
+  const Lanes infinity = all(__builtin_huge_valf());
+  const uint32_t surface = less(all(0), shown) & less(shown, infinity);
+  const uint32_t background = equal(shown, infinity);
+  kept |= seen & surface & at_most(depth, shown + all(task.threshold));
+  if (task.keep_background) kept |= seen & background;
+  if (task.keep_invalid) kept |= seen & ~surface & ~background;
+  return kept;
+}
+
+inline uint64_t carve_block(const DepthCarve<float>& task, int64_t begin, int count) {
+  float center[3][kBlockVoxels] = {};
+  for (int i = 0; i < count; ++i) {
+    const int32_t* p = voxel_xyz(task.voxels, begin + i);
+    for (int k = 0; k < 3; ++k) center[k][i] = voxel_center(task, p[k]);
+  }
+  constexpr uint32_t kAll = (1u << (kLanes - 1) << 1) - 1u;
+  uint64_t undecided = count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+  const uint64_t every = undecided;
+  const int64_t first = voxel_batch(task.voxels, begin) * task.num_views;
+  for (int64_t view = first; view < first + task.num_views && undecided != 0; ++view) {
+    for (int i = 0; i < count; i += kLanes) {
+      const uint32_t asked = static_cast<uint32_t>(undecided >> i) & kAll;
+      if (asked == 0) continue;
+      const uint32_t kept = lanes_keep(task, view, load(center[0] + i), load(center[1] + i),
+                                       load(center[2] + i), asked);
+      const uint32_t decided = asked & (task.any_view ? kept : ~kept);
+      undecided &= ~(static_cast<uint64_t>(decided) << i);
+    }
+  }
+  return task.any_view ? every & ~undecided : undecided;
+}
+
+#endif
+
+template <class T>
+void carve_rows_loop(const DepthCarve<T>& task, int64_t begin, int64_t end, int64_t* bad_row) {
+  const BitGrid grid = extent(task);
+  for (int64_t i = begin; i < end;) {
+    const int64_t batch = voxel_batch(task.voxels, i);
+    const bool good_batch = batch >= 0 && batch < task.batch;
+    int count = 0;
+    uint64_t good = 0;
+    for (; count < kBlockVoxels && i + count < end; ++count) {
+      if (voxel_batch(task.voxels, i + count) != batch) break;
+      good |= static_cast<uint64_t>(is_in_grid(grid, task.voxels, i + count)) << count;
+    }
+    const uint64_t kept = good_batch ? carve_block(task, i, count) & good : 0;
+    for (int k = 0; k < count; ++k) {
+      task.mask[i + k] = kept >> k & 1;
+      if ((good >> k & 1) == 0 && i + k < *bad_row) *bad_row = i + k;
+    }
+    i += count;
+  }
+}
+
+}  // namespace
+
+#define FASTSHAPE_DEFINE_CARVE_ROWS(suffix)                                            \
+  namespace cpu {                                                                      \
+  void carve_rows_##suffix(const DepthCarve<float>& task, int64_t begin, int64_t end,  \
+                           int64_t* bad_row) {                                         \
+    carve_rows_loop(task, begin, end, bad_row);                                        \
+  }                                                                                    \
+  void carve_rows_##suffix(const DepthCarve<double>& task, int64_t begin, int64_t end, \
+                           int64_t* bad_row) {                                         \
+    carve_rows_loop(task, begin, end, bad_row);                                        \
+  }                                                                                    \
+  }
+
+}  // namespace fastshape
