@@ -99,8 +99,7 @@ def test_given_normals(backend):
 
 def test_a_sphere_finds_its_size_and_place(backend):
     """From the masks of two cameras, by gradients of silhouettes alone."""
-    side = 16 if backend.name == "emulated" else 32
-    steps = 30 if backend.name == "emulated" else 40
+    side, steps = 32, 40
     sphere, faces = backend.put(*testing.icosphere(1))
     matrices = backend.put(torch.stack([camera(), camera(turn=math.pi / 2)]))
     goal = torch.tensor([0.2, -0.15, 0.1, 1.15], dtype=torch.float64).to(backend.device)

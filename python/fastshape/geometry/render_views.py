@@ -38,7 +38,7 @@ def render_views(
     size: int | tuple[int, int],
     *,
     normals: Literal["face", "vertex"] | Tensor = "face",
-    smooth: Collection[Literal["depth", "normals", "mask"]] = ("mask",),
+    smooth: Collection[str] = ("mask",),
     twins: Tensor | None = None,
 ) -> RenderedViews:
     """Draw a mesh through cameras, with gradients to its vertices, to the cameras and to given normals.
@@ -46,14 +46,14 @@ def render_views(
     Args:
         vertices: (V, 3), float32 or float64.
         faces: (F, 3) int64.
-        matrices: (B, 4, 4), dtype of ``vertices``: what makes clip coordinates of column vectors (x, y, z, 1),
-            projection times extrinsics. The picture shows x/w and y/w from -1 to 1, x to the right, y up.
+        matrices: (B, 4, 4), dtype of ``vertices``: makes clip coordinates of column vectors (x, y, z, 1), as
+            projection times extrinsics does. A picture shows x/w and y/w from -1 to 1, x to the right, y up.
         size: (height, width) in pixels; one number for both.
         normals: those of the faces, those of the vertices (of the faces around them by area) interpolated
             and brought to unit length, or your own (V, 3) treated like these.
-        smooth: which pictures get smooth silhouettes, through which gradients move the outline
-            (:func:`fastshape.ops.antialias`). Depth and normals are mixed with what lies beyond, 0 where
-            that is nothing.
+        smooth: which of "depth", "normals" and "mask" get smooth silhouettes, and with them gradients of
+            the outline (:func:`fastshape.ops.antialias`). Depth and normals are mixed with what lies beyond,
+            0 where that is nothing.
         twins: :func:`fastshape.ops.edge_twins` of ``faces``; computed where it is needed and None.
 
     Raises:

@@ -195,7 +195,7 @@ def _end_of_surface(
     vertices: Tensor, faces: list[list[int]], twins: list[list[int]], face: int, near: Tensor, far: Tensor
 ) -> tuple[Tensor, bool] | None:
     """Where the surface that begins in ``face`` at ``near`` (2,) ends before ``far``, as a share of the way,
-    and whether the edge there is nearer to the vertical. Positions are in pixels, the vertices (V, 3) are x w,
+    and whether the edge there is nearer to the vertical. Positions are in pixels, vertices (V, 3) are x w,
     y w and w."""
     way = far - near
     entry = None
