@@ -54,6 +54,8 @@ from fastshape.geometry.queries import tsdf as tsdf
 from fastshape.geometry.render import compare_picture as compare_picture
 from fastshape.geometry.render import render as render
 from fastshape.geometry.render import save_png as save_png
+from fastshape.geometry.render_views import RenderedViews as RenderedViews
+from fastshape.geometry.render_views import render_views as render_views
 from fastshape.geometry.repair import WatertightError as WatertightError
 from fastshape.geometry.sampling import SurfaceSamples as SurfaceSamples
 from fastshape.geometry.sampling import farthest_subset as farthest_subset

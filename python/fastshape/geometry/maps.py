@@ -1,4 +1,4 @@
-"""Depth and normal maps of a mesh, by first-hit rays, and the pictures of them."""
+"""Depth and normal maps of a mesh, and the pictures of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastshape.geometry.mesh import Mesh
 from fastshape.geometry.render import VIEWS, View, look_at
-from fastshape.ops import build_bvh, cast_rays
+from fastshape.ops import rasterize
 
 
 class SurfaceMaps(NamedTuple):
@@ -53,18 +53,19 @@ def surface_maps(
     if size < 1:
         raise ValueError(f"`size` must be at least 1, got {size}")
     frame = mesh if frame is None else frame
-    # Rays are float32: a mesh far from the origin or of millimeters must give the same picture.
+    # Pictures are drawn in float32: a mesh far from the origin or of millimeters must give the same picture.
     center = frame.bounds.double().mean(0)
     scale = 1 / float((frame.bounds[1] - frame.bounds[0]).max())
     near, fitted = (Mesh(((m.vertices.double() - center) * scale).float(), m.faces) for m in (mesh, frame))
     (camera,) = look_at(fitted, [view], up=up)
     steps = (torch.arange(size) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(steps, steps, indexing="ij")
-    origins, directions = camera.rays(x.reshape(-1), y.reshape(-1))
-    hits = cast_rays(origins, directions, build_bvh(near.vertices, near.faces))
-    mask = hits.face >= 0
-    depth = hits.t * (directions @ camera.forward) / scale
-    normals = near.face_normals[hits.face.clamp_min(0)]
+    _, directions = camera.rays(x.reshape(-1), y.reshape(-1))
+    seen = rasterize(camera.clip(near.vertices), near.faces, size)
+    face = seen.triangle_id.reshape(-1)
+    mask = face >= 0
+    depth = seen.w.reshape(-1) / scale
+    normals = near.face_normals[face.clamp_min(0)]
     normals = torch.where(((normals * directions).sum(1) > 0)[:, None], -normals, normals)
     basis = torch.stack([camera.right, camera.up, -camera.forward], 1)  # columns: x, y, z
     normals = torch.where(mask[:, None], normals @ basis, torch.zeros(3))

@@ -1,4 +1,4 @@
-"""Pictures of meshes, by casting rays: no window, no GPU, the same picture everywhere."""
+"""Pictures of meshes: no window, no GPU, the same picture everywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from fastshape.geometry.io import write_atomically
 from fastshape.geometry.mesh import Mesh
 from fastshape.geometry.optional import require
-from fastshape.ops import build_bvh, cast_rays
+from fastshape.ops import build_bvh, cast_rays, rasterize
 
 View = tuple[float, float]
 VIEWS: tuple[View, ...] = ((35.0, 25.0), (215.0, 25.0))
@@ -25,6 +25,7 @@ _BACKGROUND = (0.955, 0.875)  # top and bottom, as shown
 _FRONT = (0.66, 0.74, 0.84)
 _BACK = (0.80, 0.50, 0.36)
 _CREASE = math.cos(math.radians(45))
+_STRIP = 1 << 22  # pixels that are drawn at a time
 
 Trace = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Paint = Callable[[Tensor], Tensor]
@@ -45,6 +46,15 @@ class Camera:
         plane = x[:, None] * self.right - y[:, None] * self.up
         directions = torch.nn.functional.normalize(self.forward + plane * self.extent, dim=1)
         return self.eye.expand_as(directions).contiguous(), directions
+
+    def clip(self, points: Tensor) -> Tensor:
+        """Clip coordinates (N, 4) float32 of points (N, 3); w is the distance along `forward`."""
+        offset = points.double() - self.eye.double()
+        x, y, w = (offset @ axis.double() for axis in (self.right, self.up, self.forward))
+        far = 1.01 * float(w.max())
+        near = max(0.99 * float(w.min()), 1e-3 * far)
+        z = (w * (far + near) - 2 * far * near) / (far - near)
+        return torch.stack([x / self.extent, y / self.extent, z, w], 1).float()
 
 
 def look_at(mesh: Mesh, views: Sequence[View], *, up: Literal["y", "z"] = "z") -> list[Camera]:
@@ -99,7 +109,7 @@ def render(
 
     Lambert shading under two lights that move with the camera, darkened where the surroundings are covered
     (ambient occlusion), smooth across edges flatter than 45 degrees. Back faces are orange: they show where a
-    surface is open or turned over. Pixels at edges are averaged over supersample^2 rays.
+    surface is open or turned over. Pixels at edges are averaged over supersample^2 places.
 
     Args:
         mesh: what to draw.
@@ -108,7 +118,7 @@ def render(
         up: the vertical axis.
         frame: the mesh that the cameras are fitted to, e.g. the input beside its reconstruction; None is
             `mesh`.
-        supersample: side of the grid of rays in a pixel at an edge; 1 turns it off.
+        supersample: side of the grid of places in a pixel at an edge; 1 turns it off.
         occlusion: rays per pixel that look for covering geometry; 0 turns it off.
         color: of front faces, in [0, 1]; or a function from points of the surface (N, 3) float32, in the
             frame of `mesh`, to colors (N, 3), for both sides: a map of errors, say.
@@ -132,7 +142,6 @@ def render(
     scale = 1 / float((frame.bounds[1] - frame.bounds[0]).max())
     mesh = Mesh(((mesh.vertices.double() - center) * scale).float(), mesh.faces)
     frame = Mesh(((frame.vertices.double() - center) * scale).float(), frame.faces)
-    bvh = build_bvh(mesh.vertices, mesh.faces)
     if callable(color):
         paint = color
 
@@ -145,9 +154,11 @@ def render(
         def base(points: Tensor, facing: Tensor) -> Tensor:
             return torch.where(facing[:, None], front, back)
 
-    model = _Model(mesh.face_normals, _corner_normals(mesh), base)
+    model = _Model(mesh, mesh.face_normals, _corner_normals(mesh), base)
+    bvh = build_bvh(mesh.vertices, mesh.faces) if occlusion else None
 
     def trace(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert bvh is not None
         return cast_rays(origins, directions, bvh)
 
     pictures = []
@@ -161,6 +172,7 @@ class _Model:
     """What shading needs to know of a mesh: normals of faces (F, 3) and of their corners (F, 3, 3), and the
     colors (N, 3) of points (N, 3), of which the second argument says whether their front is seen."""
 
+    mesh: Mesh
     face_normals: Tensor
     corner_normals: Tensor
     color: Callable[[Tensor, Tensor], Tensor]
@@ -189,10 +201,29 @@ def _corner_normals(mesh: Mesh) -> Tensor:
     return torch.nn.functional.normalize(total, dim=1).reshape(-1, 3, 3)
 
 
+def _see(
+    clip: Tensor, faces: Tensor, size: int, first_row: int, last_row: int, places: int
+) -> tuple[Tensor, Tensor]:
+    """The face (N,) and its weights (N, 3) at places x places centers of each pixel of some rows."""
+    # The rows' part of the picture, stretched over all of clip space.
+    top, bottom = 1 - 2 * first_row / size, 1 - 2 * last_row / size
+    x, y, z, w = clip.double().unbind(1)
+    y = (y - (top + bottom) / 2 * w) * (2 / (top - bottom))
+    strip = torch.stack([x, y, z, w], 1).float()
+    rows = last_row - first_row
+    seen = rasterize(strip, faces, (rows * places, size * places))
+    # From rows of the fine grid to pixels with their places together.
+    face = seen.triangle_id.view(rows, places, size, places).transpose(1, 2).reshape(-1)
+    weights = seen.barycentrics.view(rows, places, size, places, 3).transpose(1, 2).reshape(-1, 3)
+    return face, weights
+
+
 def _draw(model: _Model, trace: Trace, camera: Camera, size: int, supersample: int, occlusion: int) -> Tensor:
     steps = (torch.arange(size) + 0.5) / size * 2 - 1
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    picture, open_sky = _shade(model, trace, camera, x.reshape(-1), y.reshape(-1), occlusion)
+    y, x = (grid.reshape(-1) for grid in torch.meshgrid(steps, steps, indexing="ij"))
+    clip = camera.clip(model.mesh.vertices)
+    seen = _see(clip, model.mesh.faces, size, 0, size, 1)
+    picture, open_sky = _shade(model, trace, camera, x, y, *seen, occlusion)
     if supersample > 1:
         grid = picture.reshape(size, size, 3)
         rough = torch.zeros(size, size, dtype=torch.bool)
@@ -200,36 +231,50 @@ def _draw(model: _Model, trace: Trace, camera: Camera, size: int, supersample: i
             jump = (grid.diff(dim=axis).abs() > 0.03).any(2)
             rough.narrow(axis, 0, size - 1).logical_or_(jump)
             rough.narrow(axis, 1, size - 1).logical_or_(jump)
-        pixels = rough.reshape(-1).nonzero()[:, 0]
         open_sky = torch.nn.functional.max_pool2d(open_sky.reshape(1, size, size), 3, 1, 1).reshape(-1)
         inner = ((torch.arange(supersample) + 0.5) / supersample - 0.5) * (2 / size)
         dy, dx = (shift.reshape(-1) for shift in torch.meshgrid(inner, inner, indexing="ij"))
-        for part in pixels.split(65536) if len(pixels) else ():
-            fine_x = (x.reshape(-1)[part, None] + dx).reshape(-1)
-            fine_y = (y.reshape(-1)[part, None] + dy).reshape(-1)
-            fine, _ = _shade(model, trace, camera, fine_x, fine_y, open_sky[part].repeat_interleave(len(dx)))
+        rows = max(1, _STRIP // (size * supersample**2))
+        for first in range(0, size, rows):
+            last = min(size, first + rows)
+            pixels = rough[first:last].reshape(-1).nonzero()[:, 0]
+            if not len(pixels):
+                continue
+            face, weights = _see(clip, model.mesh.faces, size, first, last, supersample)
+            face, weights = face.view(-1, len(dx))[pixels], weights.view(-1, len(dx), 3)[pixels]
+            part = pixels + first * size
+            fine_x, fine_y = ((at[part, None] + shift).reshape(-1) for at, shift in ((x, dx), (y, dy)))
+            sky = open_sky[part].repeat_interleave(len(dx))
+            fine, _ = _shade(model, trace, camera, fine_x, fine_y, face.view(-1), weights.view(-1, 3), sky)
             # Averaged as light, shown as numbers: edges look even on both sides.
             picture[part] = fine.pow(2.2).reshape(len(part), -1, 3).mean(1).pow(1 / 2.2)
     return (picture.clamp(0, 1) * 255 + 0.5).to(torch.uint8).reshape(size, size, 3)
 
 
 def _shade(
-    model: _Model, trace: Trace, camera: Camera, x: Tensor, y: Tensor, occlusion: int | Tensor
+    model: _Model,
+    trace: Trace,
+    camera: Camera,
+    x: Tensor,
+    y: Tensor,
+    face: Tensor,
+    weights: Tensor,
+    occlusion: int | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Colors (N, 3) in [0, 1] at picture positions, and the share of open sky (N,), 0 where nothing was hit.
+    """Colors (N, 3) in [0, 1] at picture positions, and the share of open sky (N,), 0 where nothing is seen.
 
-    `occlusion` is a number of rays, or the share of open sky where it is known already.
+    `face` (N,) is what is seen, -1 for nothing, and `weights` (N, 3) where on it. `occlusion` is a number of
+    rays, or the share of open sky where it is known already.
     """
     top, bottom = _BACKGROUND
     picture = (top + (bottom - top) * (y[:, None] + 1) / 2).expand(-1, 3).clone()
-    origins, directions = camera.rays(x, y)
-    distance, face, barycentric = trace(origins, directions)
     hit = face >= 0
     open_sky = torch.zeros(len(x))
     if not bool(hit.any()):
         return picture, open_sky
-    face, barycentric, directions = face[hit], barycentric[hit].float(), directions[hit]
-    points = origins[hit] + distance[hit].float()[:, None] * directions
+    face, barycentric = face[hit], weights[hit]
+    directions = camera.rays(x[hit], y[hit])[1]
+    points = (model.mesh.vertices[model.mesh.faces[face]] * barycentric[:, :, None]).sum(1)
 
     flat = model.face_normals[face]
     normals = (model.corner_normals[face] * barycentric[:, :, None]).sum(1)

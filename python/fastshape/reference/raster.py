@@ -194,9 +194,9 @@ def edge_twins(faces: Tensor) -> Tensor:
 def _end_of_surface(
     vertices: Tensor, faces: list[list[int]], twins: list[list[int]], face: int, near: Tensor, far: Tensor
 ) -> tuple[Tensor, bool] | None:
-    """Where the surface that begins in ``face`` at ``near`` (2,) ends before ``far``, as the share of the way,
-    and whether the edge there is nearer to the vertical. Positions are in pixels, as the vertices (V, 3) are,
-    times w."""
+    """Where the surface that begins in ``face`` at ``near`` (2,) ends before ``far``, as a share of the way,
+    and whether the edge there is nearer to the vertical. Positions are in pixels, vertices (V, 3) are x w,
+    y w and w."""
     way = far - near
     entry = None
     side_shown = torch.linalg.det(vertices[faces[face]]).sign()
