@@ -3,6 +3,7 @@
 // Blocks of 64 voxels go through the views together, until all of a block are decided.
 #pragma once
 
+#include "carving/bit_words.h"
 #include "carving/depth_carve_cpu.h"
 #include "carving/depth_carve_lanes.h"
 
@@ -10,6 +11,10 @@ namespace fastshape {
 namespace {
 
 constexpr int kBlockVoxels = 64;
+
+inline uint64_t lowest_bits(int count) {
+  return count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+}
 
 // Bit i: voxel `begin` + i is kept. All `count` of them, at most 64, are of one shape of the batch.
 template <class T>
@@ -55,15 +60,30 @@ inline uint32_t lanes_keep(const DepthCarve<float>& task, int64_t view, Lanes x,
   return kept;
 }
 
-inline uint64_t carve_block(const DepthCarve<float>& task, int64_t begin, int count) {
-  float center[3][kBlockVoxels] = {};
-  for (int i = 0; i < count; ++i) {
-    const int32_t* p = voxel_xyz(task.voxels, begin + i);
+// The centers of `count` voxels of `columns` integers each.
+template <int columns>
+inline void load_centers(const DepthCarve<float>& task, int64_t begin, int count,
+                         float (&center)[3][kBlockVoxels]) {
+  const int32_t* p = task.voxels.coords + columns * begin + columns - 3;
+  for (int i = 0; i < count; ++i, p += columns) {
     for (int k = 0; k < 3; ++k) center[k][i] = voxel_center(task, p[k]);
   }
+}
+
+inline uint64_t carve_block(const DepthCarve<float>& task, int64_t begin, int count) {
+  float center[3][kBlockVoxels];
+  if (task.voxels.columns == 3 && count == kBlockVoxels) {
+    load_centers<3>(task, begin, kBlockVoxels, center);
+  } else {
+    __builtin_memset(center, 0, sizeof(center));
+    if (task.voxels.columns == 3)
+      load_centers<3>(task, begin, count, center);
+    else
+      load_centers<4>(task, begin, count, center);
+  }
   constexpr uint32_t kAll = (1u << (kLanes - 1) << 1) - 1u;
-  uint64_t undecided = count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
-  const uint64_t every = undecided;
+  const uint64_t every = lowest_bits(count);
+  uint64_t undecided = every;
   const int64_t first = voxel_batch(task.voxels, begin) * task.num_views;
   for (int64_t view = first; view < first + task.num_views && undecided != 0; ++view) {
     for (int i = 0; i < count; i += kLanes) {
@@ -80,22 +100,47 @@ inline uint64_t carve_block(const DepthCarve<float>& task, int64_t begin, int co
 
 #endif
 
+// Voxels from `begin` on that are of one shape of the batch, at most a block of them.
+inline int run_length(const VoxelList& list, int64_t begin, int64_t end) {
+  const int most = static_cast<int>(end - begin < kBlockVoxels ? end - begin : kBlockVoxels);
+  if (list.columns == 3) return most;
+  int count = 1;
+  while (count < most && voxel_batch(list, begin + count) == voxel_batch(list, begin)) ++count;
+  return count;
+}
+
+// Bit i: voxel `begin` + i is in the grid.
+inline uint64_t find_good(const BitGrid& g, const VoxelList& list, int64_t begin, int count) {
+  const int32_t* p = voxel_xyz(list, begin);
+  const auto size = static_cast<uint32_t>(g.size_x);  // the grid is a cube
+  uint32_t bad = 0;
+  for (int i = 0; i < count; ++i, p += list.columns)
+    for (int k = 0; k < 3; ++k) bad |= static_cast<uint32_t>(static_cast<uint32_t>(p[k]) >= size);
+  const int64_t batch = voxel_batch(list, begin);
+  if (bad == 0 && batch >= 0 && batch < g.batch) return lowest_bits(count);
+  uint64_t good = 0;
+  for (int i = 0; i < count; ++i)
+    good |= static_cast<uint64_t>(is_in_grid(g, list, begin + i)) << i;
+  return good;
+}
+
 template <class T>
 void carve_rows_loop(const DepthCarve<T>& task, int64_t begin, int64_t end, int64_t* bad_row) {
   const BitGrid grid = extent(task);
+  auto* mask = reinterpret_cast<uint8_t*>(task.mask);
   for (int64_t i = begin; i < end;) {
-    const int64_t batch = voxel_batch(task.voxels, i);
-    const bool good_batch = batch >= 0 && batch < task.batch;
-    int count = 0;
-    uint64_t good = 0;
-    for (; count < kBlockVoxels && i + count < end; ++count) {
-      if (voxel_batch(task.voxels, i + count) != batch) break;
-      good |= static_cast<uint64_t>(is_in_grid(grid, task.voxels, i + count)) << count;
+    const int count = run_length(task.voxels, i, end);
+    const uint64_t good = find_good(grid, task.voxels, i, count);
+    if (good != lowest_bits(count)) {
+      const int64_t bad = i + __builtin_ctzll(~good);
+      if (bad < *bad_row) *bad_row = bad;
     }
-    const uint64_t kept = good_batch ? carve_block(task, i, count) & good : 0;
-    for (int k = 0; k < count; ++k) {
-      task.mask[i + k] = kept >> k & 1;
-      if ((good >> k & 1) == 0 && i + k < *bad_row) *bad_row = i + k;
+    // A block without good voxels may be of no shape at all.
+    const uint64_t kept = good == 0 ? 0 : carve_block(task, i, count) & good;
+    if (count == kBlockVoxels) {
+      unpack_word(kept, mask + i);
+    } else {
+      for (int k = 0; k < count; ++k) mask[i + k] = kept >> k & 1;
     }
     i += count;
   }

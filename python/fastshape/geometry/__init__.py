@@ -72,3 +72,6 @@ from fastshape.geometry.views import views_occupancy as views_occupancy
 from fastshape.geometry.watertight import Watertight as Watertight
 from fastshape.geometry.watertight import WatertightReport as WatertightReport
 from fastshape.geometry.watertight import watertight as watertight
+from fastshape.geometry.zoom import Zoom as Zoom
+from fastshape.geometry.zoom import adaptive_zoom as adaptive_zoom
+from fastshape.geometry.zoom import zoom_matrix as zoom_matrix
