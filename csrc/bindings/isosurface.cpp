@@ -5,6 +5,7 @@
 #include "bindings/arguments.h"
 #include "bindings/run.h"
 #include "bindings/tensor.h"
+#include "bindings/workspaces.h"
 #include "isosurface/flood_fill.h"
 #include "isosurface/marching_cubes.h"
 #include "isosurface/marching_cubes_backward.h"
@@ -50,35 +51,6 @@ void flood_fill(const Tensor& points, const Tensor& solid, int64_t size_x, int64
 }
 
 constexpr int64_t kNumCounts = sizeof(MarchingCubesCounts) / sizeof(int64_t);
-
-void require_workspace(const Workspace& space, size_t bytes) {
-  FASTSHAPE_CHECK_VALUE(space.bytes >= bytes, "the workspace has ", space.bytes, " bytes, ", bytes,
-                        " are needed");
-}
-
-// The emulated module allocates as CUDA does, this one as the tensor's device does.
-template <class Cpu, class Cuda>
-size_t bytes_on([[maybe_unused]] bool cuda_device, [[maybe_unused]] Cpu&& cpu,
-                [[maybe_unused]] Cuda&& cuda) {
-#if defined(FASTSHAPE_EMULATION)
-  return cuda();
-#elif defined(FASTSHAPE_HAS_CUDA)
-  return cuda_device ? cuda() : cpu();
-#else
-  return cpu();
-#endif
-}
-
-#if defined(FASTSHAPE_EMULATION)
-#define FASTSHAPE_CPU_BYTES(...) [] { return size_t{0}; }
-#define FASTSHAPE_CUDA_BYTES(...) [&] { return cuda::__VA_ARGS__; }
-#elif defined(FASTSHAPE_HAS_CUDA)
-#define FASTSHAPE_CPU_BYTES(...) [&] { return cpu::__VA_ARGS__; }
-#define FASTSHAPE_CUDA_BYTES(...) [&] { return cuda::__VA_ARGS__; }
-#else
-#define FASTSHAPE_CPU_BYTES(...) [&] { return cpu::__VA_ARGS__; }
-#define FASTSHAPE_CUDA_BYTES(...) [] { return size_t{0}; }
-#endif
 
 size_t marching_cubes_sparse_workspace_bytes(int64_t num_cells, bool cuda_device) {
   return bytes_on(cuda_device,

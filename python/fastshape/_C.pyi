@@ -247,3 +247,118 @@ def marching_cubes_sparse_backward(
     grad_values: Tensor,
 ) -> None: ...
 def marching_cubes_sparse_backward_workspace_bytes(num_cells: int) -> int: ...
+
+# isosurface: dual surfaces
+def dual_surface_workspace_bytes(
+    num_points: int, size_x: int, size_y: int, size_z: int, list: bool, cuda: bool
+) -> int: ...
+def dual_surface_mark(
+    values: Tensor, cubes: Tensor | None, level: float, workspace: Tensor, found: Tensor
+) -> None: ...
+def dual_surface_count_workspace_bytes(num_crossed: int, cuda: bool) -> int: ...
+def dual_surface_count(
+    values: Tensor,
+    cubes: Tensor | None,
+    manifold: bool,
+    workspace: Tensor,
+    count_workspace: Tensor,
+    lowest: Tensor,
+    rows: Tensor,
+    cases: Tensor,
+    first_vertex: Tensor,
+    first_pair: Tensor,
+    totals: Tensor,
+) -> None: ...
+def dual_surface_fill_workspace_bytes(num_quads: int, cuda: bool) -> int: ...
+def dual_surface_fill(
+    values: Tensor,
+    cubes: Tensor | None,
+    face_order: int,
+    workspace: Tensor,
+    count_workspace: Tensor,
+    fill_workspace: Tensor,
+    lowest: Tensor,
+    rows: Tensor,
+    cases: Tensor,
+    first_vertex: Tensor,
+    first_pair: Tensor,
+    vertex_cubes: Tensor,
+    pair_edges: Tensor,
+    quads: Tensor,
+    quad_kinds: Tensor,
+) -> None: ...
+def flexicubes_weights(raw: Tensor, sigmoid: bool, weights: Tensor) -> None: ...
+def flexicubes(
+    values: Tensor,
+    cubes: Tensor | None,
+    positions: Tensor | None,
+    features: Tensor | None,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    gamma: Tensor | None,
+    lowest: Tensor,
+    rows: Tensor,
+    cases: Tensor,
+    first_vertex: Tensor,
+    first_pair: Tensor,
+    vertex_cubes: Tensor,
+    pair_edges: Tensor,
+    quads: Tensor,
+    quad_kinds: Tensor,
+    level: float,
+    centers: bool,
+    vertices: Tensor,
+    out_features: Tensor | None,
+    deviation: Tensor,
+    faces: Tensor,
+) -> None: ...
+def flexicubes_backward_workspace_bytes(
+    num_crossed: int,
+    num_points: int,
+    num_features: int,
+    positions: bool,
+    centers: bool,
+    wide: bool,
+    cuda: bool,
+) -> int: ...
+def flexicubes_backward(
+    values: Tensor,
+    cubes: Tensor | None,
+    positions: Tensor | None,
+    features: Tensor | None,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    gamma: Tensor | None,
+    lowest: Tensor,
+    rows: Tensor,
+    cases: Tensor,
+    first_vertex: Tensor,
+    first_pair: Tensor,
+    vertex_cubes: Tensor,
+    pair_edges: Tensor,
+    quads: Tensor,
+    quad_kinds: Tensor,
+    level: float,
+    centers: bool,
+    vertices: Tensor,
+    out_features: Tensor | None,
+    grad_vertices: Tensor,
+    grad_features: Tensor | None,
+    grad_deviation: Tensor,
+    workspace: Tensor,
+    grad_values: Tensor,
+    grad_positions: Tensor | None,
+    grad_corner_features: Tensor | None,
+    grad_alpha: Tensor | None,
+    grad_beta: Tensor | None,
+    grad_gamma: Tensor | None,
+) -> None: ...
+def voxel_corners_workspace_bytes(num_voxels: int, cuda: bool) -> int: ...
+def voxel_corners_count(coords: Tensor, axis_bits: int, workspace: Tensor, found: Tensor) -> None: ...
+def voxel_corners_fill(
+    coords: Tensor, axis_bits: int, workspace: Tensor, index: Tensor, keys: Tensor, corners: Tensor
+) -> None: ...
+def corner_mean(
+    values: Tensor, index: Tensor, workspace: Tensor | None, mean: Tensor, counts: Tensor
+) -> None: ...
+def corner_mean_workspace_bytes(num_voxels: int) -> int: ...

@@ -34,6 +34,9 @@ FLOORS = {
 GOLDEN_FEATURES = 2e-4
 GOLDEN_LOGITS = 5e-5
 
+# What vertices and what goes with them may differ: some roundings of each.
+GOLDEN_SURFACE = 2e-5
+
 # What logits and normalized latents may differ from the golden where attention is rounded to bfloat16: the
 # largest difference; and where everything is: its root mean square.
 GOLDEN_BFLOAT16 = 2e-2

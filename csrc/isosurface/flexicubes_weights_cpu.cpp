@@ -1,0 +1,20 @@
+#include "isosurface/flexicubes_weights.h"
+
+#include "core/parallel.h"
+
+namespace fastshape::cpu {
+
+template <class T>
+void flexicubes_weights(const FlexiCubesWeights<T>& task) {
+  parallel_for(task.count, 1 << 15, [&](int64_t begin, int64_t end) {
+    if (task.sigmoid)
+      for (int64_t i = begin; i < end; ++i) task.weights[i] = activated(task.raw[i], true);
+    else
+      for (int64_t i = begin; i < end; ++i) task.weights[i] = activated(task.raw[i], false);
+  });
+}
+
+template void flexicubes_weights<float>(const FlexiCubesWeights<float>&);
+template void flexicubes_weights<double>(const FlexiCubesWeights<double>&);
+
+}  // namespace fastshape::cpu
