@@ -136,6 +136,7 @@ FASTSHAPE_HOST_DEVICE bool find_silhouette(const AntialiasScene<T>& scene,
   int entry = -1;
   double showing = 0.0;  // of the first face, as the present one is turned
   for (int step = 0; step < kMostSteps; ++step) {
+    if (face == (s->first_is_near ? second_id : first_id)) return false;  // all one surface
     const int64_t* corners = pixel_corners(scene.faces, scene.num_faces, scene.num_vertices, face);
     if (corners == nullptr) return false;
     LineVertex v[3];
@@ -206,18 +207,26 @@ FASTSHAPE_HOST_DEVICE bool find_silhouette(const AntialiasScene<T>& scene,
   return false;
 }
 
-// Which pixel of the pair takes from the other, and how much of it.
+// Which pixel of the pair takes from the other, and how much of it; nothing where no surface ends.
 struct Mixing {
-  bool into_first;
+  bool found, into_first;
   double amount;
 };
 
 FASTSHAPE_HOST_DEVICE Mixing mixing(const Silhouette& s) {
   const bool into_far = s.reach > 0.5;
-  return {into_far != s.first_is_near, into_far ? s.reach - 0.5 : 0.5 - s.reach};
+  return {true, into_far != s.first_is_near, into_far ? s.reach - 0.5 : 0.5 - s.reach};
 }
 
-// The four pairs that a pixel belongs to; in the first two it is the first.
+template <class T>
+FASTSHAPE_HOST_DEVICE Mixing find_mixing(const AntialiasScene<T>& scene,
+                                         const PixelCenters& centers, const PixelPair& pair) {
+  Silhouette s;
+  return find_silhouette(scene, centers, pair, &s) ? mixing(s) : Mixing{false, false, 0.0};
+}
+
+// The four pairs that a pixel belongs to: with its right, its lower, its left, its upper neighbor.
+// In the first two it is the first.
 FASTSHAPE_HOST_DEVICE PixelPair pair_of(int64_t image, int64_t row, int64_t column, int number) {
   const int axis = number & 1;
   const int64_t back = number >> 1;
@@ -225,45 +234,38 @@ FASTSHAPE_HOST_DEVICE PixelPair pair_of(int64_t image, int64_t row, int64_t colu
 }
 
 template <class T>
-FASTSHAPE_HOST_DEVICE void antialias_pixel(const Antialias<T>& task, const PixelCenters& centers,
-                                           int64_t image, int64_t row, int64_t column) {
-  const AntialiasScene<T>& scene = task.scene;
-  const int64_t here = (image * scene.height + row) * scene.width + column;
+FASTSHAPE_HOST_DEVICE void antialias_pixel(const Antialias<T>& task, int64_t image, int64_t row,
+                                           int64_t column, const Mixing* mixings) {
+  const int64_t here = (image * task.scene.height + row) * task.scene.width + column;
   T* result = task.result + here * task.channels;
   const T* own = task.image + here * task.channels;
   for (int c = 0; c < task.channels; ++c) result[c] = own[c];
   for (int number = 0; number < 4; ++number) {
-    const PixelPair pair = pair_of(image, row, column, number);
     const bool first = number < 2;
-    Silhouette s;
-    if (!find_silhouette(scene, centers, pair, &s)) continue;
-    const Mixing mix = mixing(s);
-    if (mix.into_first != first) continue;
-    const T* other = task.image + pixel_index(scene, pair, !first) * task.channels;
-    const T amount = static_cast<T>(mix.amount);
+    if (!mixings[number].found || mixings[number].into_first != first) continue;
+    const PixelPair pair = pair_of(image, row, column, number);
+    const T* other = task.image + pixel_index(task.scene, pair, !first) * task.channels;
+    const T amount = static_cast<T>(mixings[number].amount);
     for (int c = 0; c < task.channels; ++c) result[c] += amount * (other[c] - own[c]);
   }
 }
 
 template <class T>
-FASTSHAPE_HOST_DEVICE void antialias_pixel_backward(const AntialiasBackward<T>& task,
-                                                    const PixelCenters& centers, int64_t image,
-                                                    int64_t row, int64_t column) {
-  const AntialiasScene<T>& scene = task.scene;
-  const int64_t here = (image * scene.height + row) * scene.width + column;
+FASTSHAPE_HOST_DEVICE void antialias_pixel_backward(const AntialiasBackward<T>& task, int64_t image,
+                                                    int64_t row, int64_t column,
+                                                    const Mixing* mixings) {
+  const int64_t here = (image * task.scene.height + row) * task.scene.width + column;
   T* grad = task.grad_image + here * task.channels;
   const T* own = task.grad_result + here * task.channels;
   for (int c = 0; c < task.channels; ++c) grad[c] = own[c];
   for (int number = 0; number < 4; ++number) {
-    const PixelPair pair = pair_of(image, row, column, number);
     const bool first = number < 2;
-    Silhouette s;
-    if (!find_silhouette(scene, centers, pair, &s)) continue;
-    const Mixing mix = mixing(s);
-    const T* other = task.grad_result + pixel_index(scene, pair, !first) * task.channels;
-    const T amount = static_cast<T>(mix.amount);
+    if (!mixings[number].found) continue;
+    const PixelPair pair = pair_of(image, row, column, number);
+    const T* other = task.grad_result + pixel_index(task.scene, pair, !first) * task.channels;
+    const T amount = static_cast<T>(mixings[number].amount);
     for (int c = 0; c < task.channels; ++c)
-      grad[c] += mix.into_first == first ? -(amount * own[c]) : amount * other[c];
+      grad[c] += mixings[number].into_first == first ? -(amount * own[c]) : amount * other[c];
   }
 }
 

@@ -9,39 +9,43 @@ namespace {
 
 constexpr int64_t kRows = 16;  // a piece of work, whatever the number of threads
 
-template <class T, class F>
-void for_pixels(const AntialiasScene<T>& scene, const F& f) {
-  parallel_for(scene.num_images * scene.height, kRows, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      for (int64_t column = 0; column < scene.width; ++column)
-        f(row / scene.height, row % scene.height, column);
-  });
-}
-
 // What a silhouette gives to one end of its edge.
 struct Share {
   int64_t vertex;  // among all sets
   double x, y, w;
 };
 
-template <class T>
-void collect_shares(const AntialiasBackward<T>& task, const PixelCenters& centers, int64_t row,
-                    std::vector<Share>* shares) {
-  const AntialiasScene<T>& scene = task.scene;
-  const int64_t image = row / scene.height;
-  const int64_t set = scene.num_sets == 1 ? 0 : image;
-  for (int64_t column = 0; column < scene.width; ++column) {
-    for (int axis = 0; axis < 2; ++axis) {
-      const PixelPair pair{image, row % scene.height, column, axis};
-      Silhouette s;
-      if (!find_silhouette(scene, centers, pair, &s)) continue;
-      const double grad = reach_gradient(task, pair, s);
-      for (int end = 0; end < 2; ++end) {
-        const double share = grad * s.share[end];
-        shares->push_back({set * scene.num_vertices + s.vertex[end], share * s.gradient[0],
-                           share * s.gradient[1], share * s.gradient[2]});
-      }
+// Calls pixel(image, row, column, mixings) for rows [begin, end) of all images, and pair(pair,
+// silhouette) once for each pair whose first pixel is there. Each pair is looked at once, but those
+// between the rows of two pieces.
+template <class T, class Pixel, class Pair>
+void for_rows(const AntialiasScene<T>& scene, int64_t begin, int64_t end, const Pixel& pixel,
+              const Pair& on_pair) {
+  const PixelCenters centers = pixel_centers(scene.height, scene.width);
+  const auto width = static_cast<size_t>(scene.width);
+  std::vector<Mixing> above(width), below(width);
+  const auto look = [&](const PixelPair& pair, bool tell) {
+    Silhouette s;
+    if (!find_silhouette(scene, centers, pair, &s)) return Mixing{false, false, 0.0};
+    if (tell) on_pair(pair, s);
+    return mixing(s);
+  };
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t image = row / scene.height, in_image = row % scene.height;
+    for (int64_t column = 0; column < scene.width; ++column) {
+      if (row == begin || in_image == 0)
+        above[static_cast<size_t>(column)] = look({image, in_image - 1, column, 1}, false);
     }
+    Mixing left{false, false, 0.0};
+    for (int64_t column = 0; column < scene.width; ++column) {
+      const auto at = static_cast<size_t>(column);
+      const Mixing right = look({image, in_image, column, 0}, true);
+      below[at] = look({image, in_image, column, 1}, true);
+      const Mixing mixings[4] = {right, below[at], left, above[at]};
+      pixel(image, in_image, column, mixings);
+      left = right;
+    }
+    above.swap(below);
   }
 }
 
@@ -49,27 +53,44 @@ void collect_shares(const AntialiasBackward<T>& task, const PixelCenters& center
 
 template <class T>
 void antialias(const Antialias<T>& task) {
-  const PixelCenters centers = pixel_centers(task.scene.height, task.scene.width);
-  for_pixels(task.scene, [&](int64_t image, int64_t row, int64_t column) {
-    antialias_pixel(task, centers, image, row, column);
+  parallel_for(task.scene.num_images * task.scene.height, kRows, [&](int64_t begin, int64_t end) {
+    for_rows(
+        task.scene, begin, end,
+        [&](int64_t image, int64_t row, int64_t column, const Mixing* mixings) {
+          antialias_pixel(task, image, row, column, mixings);
+        },
+        [](const PixelPair&, const Silhouette&) {});
   });
 }
 
 template <class T>
 void antialias_backward(const AntialiasBackward<T>& task) {
   const AntialiasScene<T>& scene = task.scene;
-  const PixelCenters centers = pixel_centers(scene.height, scene.width);
-  for_pixels(scene, [&](int64_t image, int64_t row, int64_t column) {
-    antialias_pixel_backward(task, centers, image, row, column);
-  });
+  const auto share_of = [&](const PixelPair& pair, const Silhouette& s,
+                            std::vector<Share>* shares) {
+    const int64_t set = scene.num_sets == 1 ? 0 : pair.image;
+    const double grad = reach_gradient(task, pair, s);
+    for (int end = 0; end < 2; ++end) {
+      const double share = grad * s.share[end];
+      shares->push_back({set * scene.num_vertices + s.vertex[end], share * s.gradient[0],
+                         share * s.gradient[1], share * s.gradient[2]});
+    }
+  };
 
   // Silhouettes are few: they are found in parallel and added in the order of the pixels.
   const int64_t rows = scene.num_images * scene.height;
   std::vector<std::vector<Share>> pieces(static_cast<size_t>((rows + kRows - 1) / kRows));
   parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < end; ++piece)
-      for (int64_t row = piece * kRows; row < std::min(rows, (piece + 1) * kRows); ++row)
-        collect_shares(task, centers, row, &pieces[static_cast<size_t>(piece)]);
+    for (int64_t piece = begin; piece < end; ++piece) {
+      for_rows(
+          scene, piece * kRows, std::min(rows, (piece + 1) * kRows),
+          [&](int64_t image, int64_t row, int64_t column, const Mixing* mixings) {
+            antialias_pixel_backward(task, image, row, column, mixings);
+          },
+          [&](const PixelPair& pair, const Silhouette& s) {
+            share_of(pair, s, &pieces[static_cast<size_t>(piece)]);
+          });
+    }
   });
   std::fill(task.grad_vertices, task.grad_vertices + 4 * scene.num_sets * scene.num_vertices, T(0));
   for (const std::vector<Share>& piece : pieces) {

@@ -11,20 +11,30 @@ __device__ bool pixel_at(const AntialiasScene<T>& scene, int64_t i, PixelPair* p
   return row < scene.num_images * scene.height;
 }
 
+// Of the four pairs that a pixel belongs to.
+template <class T>
+__device__ void find_mixings(const AntialiasScene<T>& scene, const PixelPair& at, Mixing* mixings) {
+  const PixelCenters centers = pixel_centers(scene.height, scene.width);
+  for (int number = 0; number < 4; ++number)
+    mixings[number] = find_mixing(scene, centers, pair_of(at.image, at.row, at.column, number));
+}
+
 template <class T>
 __global__ void antialias_kernel(Antialias<T> task) {
   PixelPair at;
-  if (pixel_at(task.scene, thread_index(), &at))
-    antialias_pixel(task, pixel_centers(task.scene.height, task.scene.width), at.image, at.row,
-                    at.column);
+  if (!pixel_at(task.scene, thread_index(), &at)) return;
+  Mixing mixings[4];
+  find_mixings(task.scene, at, mixings);
+  antialias_pixel(task, at.image, at.row, at.column, mixings);
 }
 
 template <class T>
 __global__ void grad_image_kernel(AntialiasBackward<T> task) {
   PixelPair at;
-  if (pixel_at(task.scene, thread_index(), &at))
-    antialias_pixel_backward(task, pixel_centers(task.scene.height, task.scene.width), at.image,
-                             at.row, at.column);
+  if (!pixel_at(task.scene, thread_index(), &at)) return;
+  Mixing mixings[4];
+  find_mixings(task.scene, at, mixings);
+  antialias_pixel_backward(task, at.image, at.row, at.column, mixings);
 }
 
 // Entry 4 pixel + 2 axis + end: one end of a silhouette's edge, in the order of the CPU's.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastshape.geometry.mesh import Mesh
-from fastshape.ops import Bvh, build_bvh, cast_rays, closest_point
+from fastshape.ops import build_bvh, closest_point, rasterize
 
 _CHUNK = 1 << 20  # points looked at together
 
@@ -76,10 +76,9 @@ def views_occupancy(
 
     # The bounding ball is the unit ball.
     vertices = ((mesh.vertices.double() - center) / radius).float()
-    bvh = build_bvh(vertices, mesh.faces)
-    corners = ((used - center) / radius).float()
+    bvh = build_bvh(vertices, mesh.faces) if epsilon else None
     views = [_frame(outward) for outward in sphere_directions(num_views)]
-    pictures = [_heights(bvh, corners, view, size) for view in views]
+    pictures = [_heights(vertices, mesh.faces, view, size) for view in views]
     result = torch.zeros(len(points), dtype=torch.bool)
     for start in range(0, len(points), _CHUNK):
         part = ((points[start : start + _CHUNK].double() - center) / radius).float()
@@ -87,7 +86,7 @@ def views_occupancy(
         for view, picture in zip(views, pictures, strict=True):
             rows = inside.nonzero()[:, 0]
             inside[rows] = ~_sees(picture, part[rows] @ view, size)
-        if epsilon:
+        if bvh is not None:
             rows = (~inside).nonzero()[:, 0]
             inside[rows] = closest_point(part[rows], bvh).distance * radius < epsilon
         result[start : start + _CHUNK] = inside
@@ -101,22 +100,16 @@ def _frame(outward: Tensor) -> Tensor:
     return torch.stack([right, torch.linalg.cross(outward, right), outward], 1)
 
 
-def _heights(bvh: Bvh, corners: Tensor, view: Tensor, size: int) -> Tensor:
+def _heights(vertices: Tensor, faces: Tensor, view: Tensor, size: int) -> Tensor:
     """The mesh's height along a view's direction, (size + 2, size + 2) with a border; -inf beside it.
 
-    Pixel (j + 1, i + 1) has its center at x = (i + 0.5) * 2 / size - 1, y likewise."""
-    low, high = (corners @ view[:, :2]).aminmax(dim=0)
-    first = ((low + 1) * (size / 2)).floor().long().clamp(0, size - 1).tolist()
-    last = ((high + 1) * (size / 2)).floor().long().clamp(0, size - 1).tolist()
-    x, y = (torch.arange(first[a], last[a] + 1) for a in (0, 1))
-    across, along = torch.meshgrid(y, x, indexing="ij")
-    place = torch.stack([along.reshape(-1), across.reshape(-1)], 1)
-    start = torch.cat([(place + 0.5) * (2 / size) - 1, torch.full((len(place), 1), 1.5)], 1) @ view.T
-    hits = cast_rays(start.contiguous(), (-view[:, 2]).expand_as(start).contiguous(), bvh)
-    heights = torch.full((size + 2, size + 2), -torch.inf)
-    found = torch.where(hits.face >= 0, 1.5 - hits.t, torch.tensor(-torch.inf))
-    heights[first[1] + 1 : last[1] + 2, first[0] + 1 : last[0] + 2] = found.reshape(len(y), len(x))
-    return heights
+    Pixel (j + 1, i + 1) has its center at x = (i + 0.5) * 2 / size - 1, y = (j + 0.5) * 2 / size - 1."""
+    place = vertices @ view
+    # Half the height as depth: rounding leaves no part of the ball beyond the planes.
+    clip = torch.stack([place[:, 0], -place[:, 1], -0.5 * place[:, 2], torch.ones_like(place[:, 0])], 1)
+    seen = rasterize(clip, faces, size)
+    heights = torch.where(seen.triangle_id >= 0, -2 * seen.depth, -torch.inf)
+    return torch.nn.functional.pad(heights, (1, 1, 1, 1), value=-torch.inf)
 
 
 def _sees(picture: Tensor, points: Tensor, size: int) -> Tensor:

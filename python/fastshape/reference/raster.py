@@ -192,15 +192,23 @@ def edge_twins(faces: Tensor) -> Tensor:
 
 
 def _end_of_surface(
-    vertices: Tensor, faces: list[list[int]], twins: list[list[int]], face: int, near: Tensor, far: Tensor
+    vertices: Tensor,
+    faces: list[list[int]],
+    twins: list[list[int]],
+    face: int,
+    goal: int,
+    near: Tensor,
+    far: Tensor,
 ) -> tuple[Tensor, bool] | None:
     """Where the surface that begins in ``face`` at ``near`` (2,) ends before ``far``, as a share of the way,
-    and whether the edge there is nearer to the vertical. Positions are in pixels, vertices (V, 3) are x w,
-    y w and w."""
+    or before the face ``goal`` that is seen there; and whether the edge there is nearer to the vertical.
+    Positions are in pixels, vertices (V, 3) are x w, y w and w."""
     way = far - near
     entry = None
     side_shown = torch.linalg.det(vertices[faces[face]]).sign()
     for _ in range(16):
+        if face == goal:
+            return None
         # Signed distances of the corners from the line through both centers, times w.
         corner = vertices[faces[face]]
         offset = corner[:, :2] - near * corner[:, 2:]
@@ -258,8 +266,8 @@ def antialias(
                 keys = [(i < 0, depths[r][c], i) for i, (r, c) in ((one, first), (two, second))]
                 near, far = (first, second) if keys[0] < keys[1] else (second, first)
                 place, goal = (torch.tensor([c + 0.5, r + 0.5]).double() for r, c in (near, far))
-                shown = one if keys[0] < keys[1] else two
-                end = _end_of_surface(vertices, rows, twins, shown, place, goal)
+                faces_seen = (one, two) if keys[0] < keys[1] else (two, one)
+                end = _end_of_surface(vertices, rows, twins, *faces_seen, place, goal)
                 if end is None or end[1] == bool(down):
                     continue
                 into, source = (far, near) if end[0] > 0.5 else (near, far)
