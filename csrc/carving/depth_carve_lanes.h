@@ -33,15 +33,17 @@ inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline uint32_t less(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
 inline uint32_t at_most(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ); }
 inline uint32_t equal(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
-// map[row * width + column], rows and columns cut down to whole numbers; in the lanes of `mask`, of
-// which there is one.
-inline Lanes look_up(const float* map, int32_t width, Lanes row, Lanes column, uint32_t mask) {
+// row * width + column, both cut down to whole numbers; 0 beside the lanes of `mask`.
+inline void store_pixels(int32_t* out, int32_t width, Lanes row, Lanes column, uint32_t mask) {
   const __m512i pixel =
       _mm512_add_epi32(_mm512_mullo_epi32(_mm512_cvttps_epi32(row.v), _mm512_set1_epi32(width)),
                        _mm512_cvttps_epi32(column.v));
-  return {
-      _mm512_mask_i32gather_ps(_mm512_setzero_ps(), static_cast<__mmask16>(mask), pixel, map, 4)};
+  _mm512_storeu_si512(out, _mm512_maskz_mov_epi32(static_cast<__mmask16>(mask), pixel));
 }
+inline Lanes look_up(const float* map, const int32_t* pixels) {
+  return {_mm512_i32gather_ps(_mm512_loadu_si512(pixels), map, 4)};
+}
+inline void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 
 #else
 
@@ -59,15 +61,20 @@ inline uint32_t sign_bits(__m256 a) { return static_cast<uint32_t>(_mm256_movema
 inline uint32_t less(Lanes a, Lanes b) { return sign_bits(_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)); }
 inline uint32_t at_most(Lanes a, Lanes b) { return sign_bits(_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)); }
 inline uint32_t equal(Lanes a, Lanes b) { return sign_bits(_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)); }
-inline Lanes look_up(const float* map, int32_t width, Lanes row, Lanes column, uint32_t mask) {
+inline void store_pixels(int32_t* out, int32_t width, Lanes row, Lanes column, uint32_t mask) {
   const __m256i pixel =
       _mm256_add_epi32(_mm256_mullo_epi32(_mm256_cvttps_epi32(row.v), _mm256_set1_epi32(width)),
                        _mm256_cvttps_epi32(column.v));
   const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   const __m256i asked =
       _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int32_t>(mask)), bit), bit);
-  return {_mm256_mask_i32gather_ps(_mm256_setzero_ps(), map, pixel, _mm256_castsi256_ps(asked), 4)};
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_and_si256(pixel, asked));
 }
+inline Lanes look_up(const float* map, const int32_t* pixels) {
+  return {
+      _mm256_i32gather_ps(map, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pixels)), 4)};
+}
+inline void store(float* p, Lanes a) { _mm256_storeu_ps(p, a.v); }
 
 #endif
 

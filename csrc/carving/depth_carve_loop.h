@@ -30,9 +30,17 @@ inline Lanes row_times(const float* row, Lanes x, Lanes y, Lanes z) {
   return all(row[0]) * x + all(row[1]) * y + all(row[2]) * z + all(row[3]);
 }
 
-// view_keeps of kLanes centers; in the lanes of `asked`, of which there is one.
-inline uint32_t lanes_keep(const DepthCarve<float>& task, int64_t view, Lanes x, Lanes y, Lanes z,
-                           uint32_t asked) {
+// A block on its way through one view.
+struct BlockView {
+  float depth[kBlockVoxels];     // of the centers that are asked about
+  int32_t pixels[kBlockVoxels];  // of those that are seen, 0 for others
+  uint64_t seen;
+};
+
+// The first half of view_keeps for lanes i and on: their depth and pixels. The pixels are
+// prefetched, since the centers of voxels that come in no order are all over the picture.
+inline void project_lanes(const DepthCarve<float>& task, int64_t view, Lanes x, Lanes y, Lanes z,
+                          uint32_t asked, int i, BlockView& block) {
   const float* matrix = task.matrices + 16 * view;
   const Lanes w = row_times(matrix + 12, x, y, z);
   const Lanes depth =
@@ -45,18 +53,26 @@ inline uint32_t lanes_keep(const DepthCarve<float>& task, int64_t view, Lanes x,
   const Lanes column = (one + right) * all(width * 0.5f);
   const Lanes row = (task.bottom_up ? one + up : one - up) * all(height * 0.5f);
   seen &= at_most(all(0), column) & less(column, all(width)) & at_most(all(0), row) &
-          less(row, all(height));
-  uint32_t kept = task.keep_outside ? ~seen : 0;
-  seen &= asked;
-  if (seen == 0) return kept;
-  const Lanes shown = look_up(task.depth + view * task.height * task.width,
-                              static_cast<int32_t>(task.width), row, column, seen);
+          less(row, all(height)) & asked;
+  block.seen |= static_cast<uint64_t>(seen) << i;
+  store(block.depth + i, depth);
+  store_pixels(block.pixels + i, static_cast<int32_t>(task.width), row, column, seen);
+  const float* map = task.depth + view * task.height * task.width;
+  for (int k = 0; k < kLanes; ++k) __builtin_prefetch(map + block.pixels[i + k]);
+}
+
+// The second half: what the view says of lanes i and on.
+inline uint32_t lanes_keep(const DepthCarve<float>& task, int64_t view, int i,
+                           const BlockView& block) {
+  const auto seen = static_cast<uint32_t>(block.seen >> i);
+  const Lanes shown = look_up(task.depth + view * task.height * task.width, block.pixels + i);
   const Lanes infinity = all(__builtin_huge_valf());
   const uint32_t surface = less(all(0), shown) & less(shown, infinity);
   const uint32_t background = equal(shown, infinity);
-  kept |= seen & surface & at_most(depth, shown + all(task.threshold));
+  uint32_t kept = seen & surface & at_most(load(block.depth + i), shown + all(task.threshold));
   if (task.keep_background) kept |= seen & background;
   if (task.keep_invalid) kept |= seen & ~surface & ~background;
+  if (task.keep_outside) kept |= ~seen;
   return kept;
 }
 
@@ -86,14 +102,22 @@ inline uint64_t carve_block(const DepthCarve<float>& task, int64_t begin, int co
   uint64_t undecided = every;
   const int64_t first = voxel_batch(task.voxels, begin) * task.num_views;
   for (int64_t view = first; view < first + task.num_views && undecided != 0; ++view) {
+    BlockView block;
+    block.seen = 0;
     for (int i = 0; i < count; i += kLanes) {
       const uint32_t asked = static_cast<uint32_t>(undecided >> i) & kAll;
       if (asked == 0) continue;
-      const uint32_t kept = lanes_keep(task, view, load(center[0] + i), load(center[1] + i),
-                                       load(center[2] + i), asked);
-      const uint32_t decided = asked & (task.any_view ? kept : ~kept);
-      undecided &= ~(static_cast<uint64_t>(decided) << i);
+      project_lanes(task, view, load(center[0] + i), load(center[1] + i), load(center[2] + i),
+                    asked, i, block);
     }
+    uint64_t decided = 0;
+    for (int i = 0; i < count; i += kLanes) {
+      const uint32_t asked = static_cast<uint32_t>(undecided >> i) & kAll;
+      if (asked == 0) continue;
+      const uint32_t kept = lanes_keep(task, view, i, block);
+      decided |= static_cast<uint64_t>(asked & (task.any_view ? kept : ~kept)) << i;
+    }
+    undecided &= ~decided;
   }
   return task.any_view ? every & ~undecided : undecided;
 }

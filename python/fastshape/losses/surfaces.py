@@ -1,70 +1,10 @@
-"""Training losses of fields."""
+"""Regularizers of surfaces that FlexiCubes extracts from sparse voxels."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def occupancy_loss(logits: Tensor, occupancy: Tensor) -> Tensor:
-    """Binary cross-entropy, the mean over everything.
-
-    Args:
-        logits: (...) positive inside.
-        occupancy: (...) 1 or True inside, 0 or False outside.
-
-    Returns:
-        Scalar.
-    """
-    _require_one_shape("logits", logits, "occupancy", occupancy)
-    return F.binary_cross_entropy_with_logits(logits, occupancy.to(logits.dtype))
-
-
-def tsdf_loss(values: Tensor, sdf: Tensor, truncation: float) -> Tensor:
-    """Mean squared error of a truncated signed distance that is 1 deep INSIDE, as Dora's decoder has it.
-
-    The target is -sdf / truncation, cut off at -1 and 1; the values are not cut off.
-
-    Args:
-        values: (...) of the model, positive inside.
-        sdf: (...) signed distances, negative inside.
-        truncation: distance at which the target saturates, positive.
-
-    Returns:
-        Scalar.
-
-    Reference: Dora (arXiv 2412.17808) and its code, truncation 0.015.
-    """
-    _require_one_shape("values", values, "sdf", sdf)
-    if not truncation > 0:
-        raise ValueError(f"`truncation` must be positive, got {truncation}")
-    return F.mse_loss(values, (sdf / -truncation).clamp(-1.0, 1.0).to(values.dtype))
-
-
-def distance_loss(values: Tensor, sdf: Tensor) -> Tensor:
-    """Mean absolute error of a signed distance, negative inside.
-
-    Args:
-        values: (...) of the model.
-        sdf: (...) signed distances.
-
-    Returns:
-        Scalar.
-    """
-    _require_one_shape("values", values, "sdf", sdf)
-    return F.l1_loss(values, sdf.to(values.dtype))
-
-
-def _require_one_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.shape != other.shape:
-        raise ValueError(
-            f"`{name}` and `{other_name}` must have one shape, "
-            f"got {tuple(tensor.shape)} and {tuple(other.shape)}"
-        )
-
-
-# ---- Regularizers of surfaces ------------------------------------------------------------------------------
 
 
 def corner_consistency_loss(values: Tensor, mean: Tensor, index: Tensor) -> Tensor:
