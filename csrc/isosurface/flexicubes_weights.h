@@ -22,10 +22,11 @@ struct FlexiCubesWeights {
 };
 
 // Of x <= 0. Below -87 the result would be no normal number, and is not needed: it is added to one.
+// Without branches, so that compilers make vectors of it; NaN stays NaN.
 FASTSHAPE_HOST_DEVICE float exp_of_negative(float x) {
-  const float bounded = x > -87.0f ? x : -87.0f;
-  const int power = static_cast<int>(bounded * 1.44269504f - 0.5f);  // rounds, as x is negative
-  const float n = static_cast<float>(power);
+  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
+  const float bounded = -87.0f > x ? -87.0f : x;
+  const float shifted = bounded * 1.44269504f + kShift, n = shifted - kShift;
   const float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
   float sum = 1.0f / 5040.0f;                                         // of the exponential's series
   sum = sum * r + 1.0f / 720.0f;
@@ -35,21 +36,24 @@ FASTSHAPE_HOST_DEVICE float exp_of_negative(float x) {
   sum = sum * r + 0.5f;
   sum = sum * r + 1.0f;
   sum = sum * r + 1.0f;
-  const int32_t bits = (power + 127) << 23;
+  uint32_t bits;  // of 2^n, from those of `shifted`
+  memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits - 0x4b400000u + 127u) << 23;
   float scale;
   memcpy(&scale, &bits, sizeof(scale));
   return sum * scale;
 }
 FASTSHAPE_HOST_DEVICE double exp_of_negative(double x) { return exp(x); }
 
+FASTSHAPE_HOST_DEVICE float with_sign(float x, float sign) { return copysignf(x, sign); }
+FASTSHAPE_HOST_DEVICE double with_sign(double x, double sign) { return copysign(x, sign); }
+
+// sigmoid(w) = (1 + tanh(w / 2)) / 2.
 template <class T>
 FASTSHAPE_HOST_DEVICE T activated(T raw, bool sigmoid) {
-  const T magnitude = raw < T(0) ? -raw : raw;
-  const T e = exp_of_negative(sigmoid ? -magnitude : T(-2) * magnitude);
-  const T upper = (sigmoid ? T(1) : T(1) - e) / (T(1) + e);  // of |raw|
-  const T lower = sigmoid ? e / (T(1) + e) : -upper;         // of -|raw|
-  const T value = T(0.99) * (raw < T(0) ? lower : upper) + (sigmoid ? T(0.005) : T(1));
-  return raw == raw ? value : raw;
+  const T e = exp_of_negative((sigmoid ? T(1) : T(2)) * with_sign(raw, T(-1)));
+  const T tangent = with_sign((T(1) - e) / (T(1) + e), raw);
+  return (sigmoid ? T(0.495) : T(0.99)) * tangent + (sigmoid ? T(0.5) : T(1));
 }
 
 namespace cpu {

@@ -152,18 +152,18 @@ def test_golden_sparse(backend, golden_folder, mode):
     resolution = 12
     features = backend.put(golden["in.feats"]).requires_grad_()
     corners = ops.voxel_corners(backend.put(golden["in.coords"]), resolution=resolution)
-    assert torch.equal(corners.index.cpu(), golden["out.cube_idx"].long())
+    assert torch.equal(corners.cubes.cpu(), golden["out.cube_idx"].long())
     sdf = features[:, :8] * 4 / resolution - 1 / resolution
     said = torch.cat([sdf[:, :, None], features[:, 8:32].view(-1, 8, 3)], 2)
     mean = ops.corner_mean(said, corners)
-    consistency = losses.corner_consistency_loss(said, mean, corners.index)
+    consistency = losses.corner_consistency_loss(said, mean, corners.cubes)
     torch.testing.assert_close(consistency.cpu(), golden["out.con_loss"])
     half = (1 - 1e-8) / (2 * resolution)
     positions = corners.coords[:, 1:] / resolution - 0.5 + half * mean[:, 1:].tanh()
     testing.assert_golden(positions, golden["out.corner_pos"][:-1], testing.GOLDEN_SURFACE)
     surface = ops.flexicubes(
         mean[:, 0].contiguous(),
-        cubes=corners.index,
+        cubes=corners.cubes,
         positions=positions,
         beta=features[:, 32:44],
         alpha=features[:, 44:52],
@@ -196,7 +196,7 @@ def test_golden_colors(backend, golden_folder, mode):
         2,
     )
     mean = ops.corner_mean(said, corners)
-    consistency = losses.corner_consistency_loss(said, mean, corners.index)
+    consistency = losses.corner_consistency_loss(said, mean, corners.cubes)
     default = torch.zeros((n + 1) ** 3, 10, device=backend.device)
     default[:, 0] = 1
     place = corners.coords[:, 1:].long() @ torch.tensor([(n + 1) ** 2, n + 1, 1], device=backend.device)
@@ -292,12 +292,12 @@ def test_shapes_beside_each_other(backend):
         voxels = points[cubes[kept, 0]].int()
         corners = ops.voxel_corners(backend.put(voxels), resolution=4)
         here = backend.put(field)[tuple(corners.coords.long().T)]
-        parts.append(ops.flexicubes(here, cubes=corners.index, positions=corners.coords.float()))
+        parts.append(ops.flexicubes(here, cubes=corners.cubes, positions=corners.coords.float()))
         coords.append(torch.nn.functional.pad(voxels, (1, 0), value=shape))
         values.append(here)
     corners = ops.voxel_corners(backend.put(torch.cat(coords)), resolution=4)
-    both = ops.flexicubes(torch.cat(values), cubes=corners.index, positions=corners.coords[:, 1:].float())
-    shape_of = corners.coords[corners.index[both.vertex_cubes, 0], 0]
+    both = ops.flexicubes(torch.cat(values), cubes=corners.cubes, positions=corners.coords[:, 1:].float())
+    shape_of = corners.coords[corners.cubes[both.vertex_cubes, 0], 0]
     for shape, part in enumerate(parts):
         rows = (shape_of == shape).nonzero()[:, 0]
         assert torch.equal(both.vertices[rows], part.vertices)

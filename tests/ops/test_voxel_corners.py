@@ -19,7 +19,7 @@ def random_voxels(count, size, width=3, seed=0):
 def test_one_voxel(backend):
     corners = ops.voxel_corners(backend.put(torch.tensor([[3, 4, 5]], dtype=torch.int32)), resolution=6)
     assert corners.coords.tolist() == [[3 + x, 4 + y, 5 + z] for x in (0, 1) for y in (0, 1) for z in (0, 1)]
-    assert corners.index.tolist() == [[0, 4, 2, 6, 1, 5, 3, 7]]
+    assert corners.cubes.tolist() == [[0, 4, 2, 6, 1, 5, 3, 7]]
     assert corners.axis_bits == 3
     assert corners.keys[0].item() == (3 << 3 | 4) << 3 | 5
 
@@ -33,7 +33,7 @@ def test_against_the_reference(backend, width, count, size):
     expected, index = reference.voxel_corners(coords)
     assert torch.equal(corners.coords.cpu(), expected)
     assert corners.coords.dtype == torch.int32
-    assert torch.equal(corners.index.cpu(), index)
+    assert torch.equal(corners.cubes.cpu(), index)
     assert (corners.keys.diff() > 0).all()
 
 
@@ -53,7 +53,7 @@ def test_at_the_ends_of_the_range(backend):
     corners = ops.voxel_corners(backend.put(coords))
     expected, index = reference.voxel_corners(coords)
     assert torch.equal(corners.coords.cpu(), expected)
-    assert torch.equal(corners.index.cpu(), index)
+    assert torch.equal(corners.cubes.cpu(), index)
     neighbors = ops.corner_neighbors(corners).cpu()
     row = (expected == torch.tensor([0, 0, 0, last + 1])).all(1).nonzero().item()
     assert neighbors[row, 2] == -1  # not (0, 0, 1, 0)
@@ -62,7 +62,7 @@ def test_at_the_ends_of_the_range(backend):
 def test_no_voxels(backend):
     corners = ops.voxel_corners(backend.put(torch.zeros(0, 4, dtype=torch.int32)))
     assert tuple(corners.coords.shape) == (0, 4)
-    assert tuple(corners.index.shape) == (0, 8)
+    assert tuple(corners.cubes.shape) == (0, 8)
     assert tuple(ops.corner_neighbors(corners).shape) == (0, 3)
     assert tuple(ops.corner_mean(backend.put(torch.zeros(0, 8, 2)), corners).shape) == (0, 2)
 
@@ -77,7 +77,7 @@ def test_many_voxels_and_threads_agree():
             corners = ops.voxel_corners(coords, resolution=40)
             means.append(ops.corner_mean(values, corners))
         assert torch.equal(corners.coords, expected)
-        assert torch.equal(corners.index, index)
+        assert torch.equal(corners.cubes, index)
         assert torch.equal(means[-1], means[0])
 
 
@@ -90,7 +90,7 @@ def test_mean_against_the_reference(backend, dtype):
     values = torch.randn(200, 8, 5, generator=testing.generator(1), dtype=dtype)
     corners = ops.voxel_corners(backend.put(coords), resolution=8)
     mean = ops.corner_mean(backend.put(values), corners)
-    expected = reference.corner_mean(values, corners.index.cpu(), len(corners.keys))
+    expected = reference.corner_mean(values, corners.cubes.cpu(), len(corners.keys))
     testing.assert_accurate(mean, expected.double(), expected)
 
 
@@ -99,7 +99,7 @@ def test_mean_in_the_order_of_the_voxels(backend):
     values = torch.randn(100, 8, 2, generator=testing.generator(2))
     corners = ops.voxel_corners(backend.put(coords), resolution=3)
     sums, counts = torch.zeros(len(corners.keys), 2), torch.zeros(len(corners.keys))
-    for voxel, row in enumerate(corners.index.tolist()):
+    for voxel, row in enumerate(corners.cubes.tolist()):
         for k, corner in enumerate(row):
             sums[corner] += values[voxel, k]
             counts[corner] += 1
@@ -117,10 +117,10 @@ def test_consistency_loss(backend):
     corners = ops.voxel_corners(backend.put(random_voxels(40, 4)), resolution=4)
     values = backend.put(torch.randn(40, 8, 3, generator=testing.generator(4), dtype=torch.float64))
     values.requires_grad_()
-    loss = losses.corner_consistency_loss(values, ops.corner_mean(values, corners), corners.index)
+    loss = losses.corner_consistency_loss(values, ops.corner_mean(values, corners), corners.cubes)
     loss.backward()
     plain = values.detach().cpu().requires_grad_()
-    index = corners.index.cpu()
+    index = corners.cubes.cpu()
     expected = (plain - reference.corner_mean(plain, index, len(corners.keys))[index]).square().mean()
     expected.backward()
     torch.testing.assert_close(loss.cpu(), expected, rtol=1e-12, atol=0)
@@ -135,7 +135,7 @@ def test_operators(backend):
     testing.check_operator(corners_module._voxel_corners_op, coords, 5)
     corners = ops.voxel_corners(coords, resolution=3)
     values = backend.put(torch.randn(10, 8, 2))
-    testing.check_operator(corners_module._corner_mean_op, values, corners.index, len(corners.keys))
+    testing.check_operator(corners_module._corner_mean_op, values, corners.cubes, len(corners.keys))
 
 
 def test_compiles():

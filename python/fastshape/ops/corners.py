@@ -16,9 +16,9 @@ class VoxelCorners(NamedTuple):
     """The corners of a list of voxels, as :func:`voxel_corners` gives them."""
 
     coords: Tensor
-    index: Tensor
+    cubes: Tensor
     keys: Tensor
-    axis_bits: int | torch.SymInt
+    axis_bits: int
 
 
 def _bytes(size: int, like: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def voxel_corners(coords: Tensor, *, resolution: int = 2**_MAX_AXIS_BITS - 2) ->
             2^30 with a resolution of 1024.
 
     Returns:
-        ``coords`` (P, 3) or (P, 4) int32: the corners, in the order of (shape, x, y, z). ``index`` (N, 8)
+        ``coords`` (P, 3) or (P, 4) int32: the corners, in the order of (shape, x, y, z). ``cubes`` (N, 8)
         int64: the corner of each voxel at its (i & 1, i >> 1 & 1, i >> 2 & 1), i = 0..7. ``keys`` (P,) int64,
         ascending: shape, x, y and z behind each other in ``axis_bits`` bits each.
 
@@ -91,7 +91,8 @@ def voxel_corners(coords: Tensor, *, resolution: int = 2**_MAX_AXIS_BITS - 2) ->
     if not 1 <= resolution <= 2**_MAX_AXIS_BITS - 2:
         raise ValueError(f"`resolution` must lie in [1, {2**_MAX_AXIS_BITS - 2}], got {resolution}")
     axis_bits = (resolution + 1).bit_length()
-    return VoxelCorners(*_voxel_corners_op(coords, axis_bits), axis_bits)
+    corners, cubes, keys = _voxel_corners_op(coords, axis_bits)
+    return VoxelCorners(corners, cubes, keys, axis_bits)
 
 
 def corner_neighbors(corners: VoxelCorners) -> Tensor:
@@ -176,5 +177,5 @@ def corner_mean(values: Tensor, corners: VoxelCorners) -> Tensor:
     """
     num_corners = corners.keys.shape[0]
     if torch.is_grad_enabled() and values.requires_grad:
-        return _CornerMean.apply(values, corners.index, num_corners)
-    return _corner_mean_op(values, corners.index, num_corners)[0]
+        return _CornerMean.apply(values, corners.cubes, num_corners)
+    return _corner_mean_op(values, corners.cubes, num_corners)[0]

@@ -414,7 +414,7 @@ def flexicubes(
     Args:
         sdf: (X, Y, Z) on a lattice, or (P,) beside ``cubes``: float32 or float64, contiguous.
         cubes: (N, 8) int64, the rows of ``sdf`` at corner (i & 1, i >> 1 & 1, i >> 2 & 1), i = 0..7, of each
-            cube, as ``voxel_corners(...).index`` gives them: points in the order of (x, y, z). Cubes in any
+            cube, as ``voxel_corners(...).cubes`` gives them: points in the order of (x, y, z). Cubes in any
             order, several shapes beside each other; of copies of a cube the last counts. N below 2^31.
         positions: of the points, (X, Y, Z, 3) or (P, 3), dtype of ``sdf``; must be given beside ``cubes``.
             The lattice's own, 0, 1, 2, ... along each axis, where None.
