@@ -2,7 +2,7 @@
 
 csrc/core  <-  csrc/<family>  <-  csrc/bindings
 _C  <-  _library  <-  ops  <-  nn  <-  models  <-  checkpoints, train, pipelines  <-  cli
-ops  <-  geometry  <-  models          ops  <-  losses  <-  train
+ops  <-  geometry  <-  models          ops  <-  losses  <-  train, fit
 reference and flow import torch only; only tests and benchmarks import reference
 """
 
@@ -31,8 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"nn", "ops", "geometry"},
     "checkpoints": {"models", "nn", "ops", "geometry"},
     "train": {"models", "nn", "ops", "geometry", "losses", "flow", "checkpoints"},
+    "fit": {"ops", "geometry", "losses"},
     "pipelines": {"models", "nn", "ops", "geometry", "checkpoints", "flow"},
-    "cli": {"pipelines", "train", "checkpoints", "models", "nn", "ops", "geometry", "losses", "flow"},
+    "cli": {"pipelines", "train", "checkpoints", "models", "nn", "ops", "geometry", "losses", "flow", "fit"},
     "testing": {"_C", "_library", "ops"},
     "__main__": {"cli"},
 }

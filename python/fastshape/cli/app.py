@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_prepare(commands)
     _add_train(commands)
+    _add_fit(commands)
     _add_pack(commands)
     _add_evaluate(commands)
     _add_info(commands)
@@ -252,6 +253,37 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--tensorboard", action=argparse.BooleanOptionalAction, help="default: where it is installed"
     )
     train.add_argument("--print-config", action="store_true", help="print the configuration and do nothing")
+
+
+def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fit = commands.add_parser(
+        "fit",
+        help="one mesh as a field of sparse voxels, by differentiable rendering",
+        description="Fits a FlexiCubes field to pictures of a mesh, with no network, and compares it with "
+        "dual marching cubes of the same resolution. Minutes, on a CPU.",
+    )
+    fit.add_argument("input", metavar="MESH", help="OBJ, PLY, STL, OFF, GLB, glTF or 3MF; open or closed")
+    fit.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="the mesh to write; a .png goes beside it"
+    )
+    fit.add_argument("--resolution", type=_at_least(1), metavar="R", help="voxels a side; default: 128")
+    fit.add_argument("--steps", type=_at_least(1), metavar="N", help="of the last level; default: 400")
+    fit.add_argument(
+        "--levels", type=_at_least(1), metavar="L", help="each of half the next's resolution; default: 2"
+    )
+    fit.add_argument("--image-size", type=_at_least(1), metavar="PIXELS", help="default: 256")
+    fit.add_argument(
+        "--carve", action=argparse.BooleanOptionalAction, default=True, help="leave out what is hidden"
+    )
+    fit.add_argument("--zoom", action=argparse.BooleanOptionalAction, default=True, help="zoom in on a part")
+    fit.add_argument("--seed", type=int, metavar="S", help="of the cameras; default: 0")
+    fit.add_argument(
+        "--tables",
+        action="store_true",
+        help="instead: what carving, zoom, the carving threshold and the total variation do; writes a .csv",
+    )
+    fit.add_argument("--no-picture", action="store_true", help="draw none")
+    fit.add_argument("--up", choices=("y", "z"), help="vertical axis in the picture; y for glTF, else z")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

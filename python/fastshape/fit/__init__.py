@@ -1,0 +1,32 @@
+"""One mesh as a field of sparse voxels, fitted by differentiable rendering.
+
+    from fastshape import fit, geometry
+
+    found = fit.fit_mesh(geometry.load("chair.glb"), fit.FitConfig(resolution=256))
+    geometry.save(found.mesh, "fitted.glb")
+
+`start` gives the field that fitting begins with, the mesh's own distances; its surface is what dual marching
+cubes of that resolution make of the mesh.
+"""
+
+from fastshape.fit.field import Surface, SurfaceField, voxels_near
+from fastshape.fit.loop import Fit, FitConfig, Step, dual_marching_cubes_mesh, fit_mesh, start
+from fastshape.fit.tables import Row, tables
+from fastshape.fit.views import Camera, look_at, random_camera
+
+__all__ = [
+    "Camera",
+    "Fit",
+    "FitConfig",
+    "Row",
+    "Step",
+    "Surface",
+    "SurfaceField",
+    "dual_marching_cubes_mesh",
+    "fit_mesh",
+    "look_at",
+    "random_camera",
+    "start",
+    "tables",
+    "voxels_near",
+]

@@ -1,0 +1,96 @@
+"""What carving, zoom, the carving threshold and the total variation do to a fit, measured on one mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fastshape.fit.loop import FitConfig, fit_mesh
+from fastshape.geometry import Mesh, evaluate
+from fastshape.geometry.sharp_normals import sharp_normal_error
+from fastshape.ops.rows import count_edges
+
+THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # voxels; the paper's 2 / resolution of the mesh is 0.5
+
+
+class Row(NamedTuple):
+    """One fit.
+
+    Attributes:
+        table: "savings", "threshold" or "variation".
+        name: what was different.
+        num_voxels: of the last level.
+        voxels_per_step: mean of those that took part in a step.
+        seconds_per_step: mean, of the last level.
+        peak_bytes: the most memory of the process beyond what it had before; None where that is not known.
+        chamfer_l1, chamfer_l1_floor: in the box [-1, 1]^3.
+        sharp_normal_error: see :func:`fastshape.geometry.sharp_normals.sharp_normal_error`.
+        open_edges: edges of the result with one face: the rims of holes, where the mesh is closed.
+    """
+
+    table: str
+    name: str
+    num_voxels: int
+    voxels_per_step: float
+    seconds_per_step: float
+    peak_bytes: int | None
+    chamfer_l1: float
+    chamfer_l1_floor: float
+    sharp_normal_error: float
+    open_edges: int
+
+
+def cases(config: FitConfig) -> Iterator[tuple[str, str, FitConfig]]:
+    """Table, name and configuration of each row."""
+    for name, carve, zoom in (
+        ("neither", False, False),
+        ("carving", True, False),
+        ("carving and zoom", True, True),
+    ):
+        yield "savings", name, dataclasses.replace(config, carve=carve, zoom=zoom)
+    for threshold in THRESHOLDS:
+        changed = dataclasses.replace(config, carve=True, zoom=False, carve_threshold=threshold)
+        yield "threshold", f"{threshold:g} voxels", changed
+    for weight in (0.0, config.tv_weight):
+        yield "variation", f"weight {weight:g}", dataclasses.replace(config, tv_weight=weight)
+
+
+def tables(mesh: Mesh, config: FitConfig) -> Iterator[Row]:
+    """The rows, one after the other, each fitted in a process of its own so that its memory can be told."""
+    context = multiprocessing.get_context("spawn")
+    for table, name, changed in cases(config):
+        with context.Pool(1) as pool:
+            yield pool.apply(_row, (table, name, mesh, changed))
+
+
+def _row(table: str, name: str, mesh: Mesh, config: FitConfig) -> Row:
+    # Once in small, so that what every first call loads is not counted.
+    fit_mesh(mesh, dataclasses.replace(config, resolution=16, levels=1, steps=2))
+    before = _memory("VmRSS")
+    found = fit_mesh(mesh, config)
+    peak = _memory("VmHWM")
+    scores = evaluate(found.mesh, mesh, num_volume_samples=0, num_near_samples=0)
+    return Row(
+        table,
+        name,
+        found.num_voxels,
+        found.voxels_per_step,
+        found.seconds_per_step,
+        None if before is None or peak is None else peak - before,
+        scores.scores.chamfer_l1,
+        scores.floor.chamfer_l1,
+        sharp_normal_error(found.mesh, mesh),
+        count_edges(found.mesh.faces, found.mesh.num_vertices).open,
+    )
+
+
+def _memory(key: str) -> int | None:
+    """Bytes of this process, by the name in /proc; None where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
