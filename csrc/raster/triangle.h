@@ -64,6 +64,8 @@ FASTSHAPE_HOST_DEVICE double magnitude(double value) { return value < 0.0 ? -val
 
 FASTSHAPE_HOST_DEVICE bool is_finite_number(double value) { return value - value == 0.0; }
 
+constexpr double kNoLength = 1e-250;  // what cannot be scaled up any more
+
 // A power of two that brings `largest` to [limit / 2, limit); `limit` is a power of two itself.
 FASTSHAPE_HOST_DEVICE double scale_to(double largest, double limit) {
   int exponent;
@@ -209,7 +211,7 @@ FASTSHAPE_HOST_DEVICE bool direction_to(const SnappedVertex& from, const ClipVer
   const double dx = (to.x + to.w) * scale.scale_x - static_cast<double>(from.x) * to.w;
   const double dy = (to.w - to.y) * scale.scale_y - static_cast<double>(from.y) * to.w;
   const double longest = magnitude(dx) > magnitude(dy) ? magnitude(dx) : magnitude(dy);
-  if (!(longest > 0.0) || !is_finite_number(longest)) return false;
+  if (!(longest > kNoLength) || !is_finite_number(longest)) return false;
   const double factor = scale_to(longest, kLimit);
   *x = static_cast<int64_t>(round_even(dx * factor));
   *y = static_cast<int64_t>(round_even(dy * factor));
@@ -225,7 +227,7 @@ FASTSHAPE_HOST_DEVICE bool set_far_edge(Triangle* t, int k, const ClipVertex& p,
   const double a = py * q.w - p.w * qy, b = p.w * qx - px * q.w, c = px * qy - py * qx;
   if (!is_finite_number(a) || !is_finite_number(b) || !is_finite_number(c)) return false;
   const double steepest = magnitude(a) > magnitude(b) ? magnitude(a) : magnitude(b);
-  if (!(steepest > 0.0)) {
+  if (!(steepest > kNoLength)) {
     if (c == 0.0) return false;
     t->a[k] = t->b[k] = 0;
     t->c[k] = static_cast<int64_t>(c > 0.0 ? kMost : -kMost);

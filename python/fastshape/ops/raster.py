@@ -209,9 +209,10 @@ def rasterize(
     Device: CPU and CUDA with equal results, to the bit (the gradients to rounding); no sync. On CUDA 8 bytes
     for a pixel and for a face of an image, 16 for a vertex; backward 48 for a pixel.
 
-    Reference: Olano and Greer 1997 for triangles that reach behind the camera, where we scale the
-    coefficients to integers; a visibility buffer of depth and id in one word is as in Liktor and
-    Dachsbacher 2012 and what followed. The gradient of the weights is ours.
+    Reference: Olano and Greer 1997, "Triangle Scan Conversion using 2D Homogeneous Coordinates", for
+    triangles that reach behind the camera, where we scale the coefficients to integers; Burns and Hunt 2013
+    for the visibility buffer, and Schuetz, Kerbl and Wimmer 2021 for depth and id in one word of 64 bits
+    whose minimum is kept. The gradient of the weights is derived in ``csrc/raster/pixel.h``.
     """
     height, width = (size, size) if isinstance(size, int) else size
     vertices = _as_sets("vertices_clip", vertices_clip, "4")
