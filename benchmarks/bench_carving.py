@@ -178,8 +178,9 @@ def adaptive_zoom(device: torch.device, number: int) -> Case:
         return geometry.adaptive_zoom(coords, matrix, resolution=1024, alpha=0.1, query=query).indices
 
     def by_sorting() -> Tensor:
-        centers = (coords.to(matrix.dtype) + 0.5) / 1024 - 0.5
-        x, y, w = (matrix[k, :3].mul(centers).sum(1) + matrix[k, 3] for k in (0, 1, 3))
+        px, py, pz = (coords.T.contiguous().to(matrix.dtype) + 0.5) / 1024 - 0.5
+        rows = (matrix[k] for k in (0, 1, 3))
+        x, y, w = (row[0] * px + row[1] * py + row[2] * pz + row[3] for row in rows)
         x, y = x / w, y / w
         distance = (x - x[query]).square() + (y - y[query]).square()
         return distance.argsort(stable=True)[:15360].sort().values

@@ -156,9 +156,9 @@ def _project(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x and y of the centers after the division, and which of them are before the camera."""
     low, high = bounds
-    centers = (coords.to(matrix.dtype) + 0.5) * ((high - low) / resolution) + low
+    px, py, pz = (coords.T.contiguous().to(matrix.dtype) + 0.5) * ((high - low) / resolution) + low
     # Not a matrix product, whose rounding differs between devices.
-    rows = [matrix[k, :3].mul(centers).sum(1) + matrix[k, 3] for k in (0, 1, 3)]
+    rows = [matrix[k, 0] * px + matrix[k, 1] * py + matrix[k, 2] * pz + matrix[k, 3] for k in (0, 1, 3)]
     return rows[0] / rows[2], rows[1] / rows[2], rows[2] > 0
 
 

@@ -371,9 +371,12 @@ def carve_threshold(
 ) -> float:
     """The default threshold of :func:`depth_carve`, and the one that is written in the paper.
 
-    A voxel's center can lie up to sqrt(3) / 2 voxels behind a surface that passes through the voxel. Two
-    voxels are beyond that; 2 / resolution with the resolution of the decoded grid, which is 4 times the
-    latent one, is half a voxel, and loses voxels of the surface wherever it is seen at a slant.
+    A voxel's center can lie up to sqrt(3) / 2 voxels behind a surface that passes through the voxel, measured
+    along the surface's normal, and farther behind it where it is seen at a slant. Over eight shapes of
+    :mod:`fastshape.geometry.shapes` in 128^3, six views each (``scripts/carving_sweep.py``), two voxels keep
+    44% of the voxels and lose 0.4% of those that a pixel shows, 1.2% at worst. Half a voxel, which is
+    2 / resolution with the resolution of the decoded grid, keeps 43% and loses 2.8%, 10% at worst; without
+    the neighborhood 30% and 23%, where two voxels keep 38% and lose 3%.
 
     Args:
         resolution: voxels along an axis.
