@@ -112,6 +112,105 @@ def test_gradcheck(backend):
     testing.check_gradients(lambda v: ops.dual_marching_cubes(v, level=0.1)[0], values)
 
 
+# ---- Sharp vertices ----------------------------------------------------------------------------------------
+
+
+def box_distance(points, half):
+    """To the nearest of a box's planes, signed: linear along an edge that crosses one of them."""
+    return (points.abs() - half).amax(-1)
+
+
+def box_field(resolution, dtype=torch.float64):
+    """A box that the lattice does not fit, turned around all axes; its distance and gradient by place."""
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=testing.generator(5), dtype=dtype))
+    half = torch.tensor([0.71, 0.43, 0.57], dtype=dtype)
+
+    def distance(places):
+        return box_distance((places / (resolution - 1) * 2 - 1) @ turn.to(places), half.to(places))
+
+    def gradient(places):
+        with torch.enable_grad():
+            places = places.detach().requires_grad_()
+            return torch.autograd.grad(distance(places).sum(), places)[0]
+
+    _, points = reference.lattice((resolution,) * 3)
+    return distance(points.to(dtype)).view((resolution,) * 3), distance, gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_box_keeps_its_edges(backend, dtype):
+    resolution = 20 if backend.name == "emulated" else 40
+    field, distance, gradient = box_field(resolution, dtype)
+    smooth = Mesh(*run(backend, field))
+    sharp = Mesh(*run(backend, field, gradient=gradient))
+    exact = 8 * 0.71 * 0.43 * 0.57 * ((resolution - 1) / 2) ** 3
+    errors = [abs(mesh.volume - exact) / exact for mesh in (smooth, sharp)]
+    assert errors[1] < 0.25 * errors[0]
+    away = [distance(mesh.vertices.to(dtype)).abs().mean() for mesh in (smooth, sharp)]
+    assert away[1] < 0.3 * away[0]
+    assert sharp.is_watertight
+    assert (sharp.num_vertices, sharp.num_faces) == (smooth.num_vertices, smooth.num_faces)
+
+
+def test_three_planes_meet_in_a_corner(backend):
+    """Worked out by hand: one crossing on each of three planes through (0.3, 0.6, 0.2)."""
+    corner = torch.tensor([0.3, 0.6, 0.2], dtype=torch.float64)
+    values = torch.ones(2, 2, 2, dtype=torch.float64)
+    values[1, 1, 1] = -1
+    values[0, 1, 1], values[1, 0, 1], values[1, 1, 0] = (corner / (1 - corner)).tolist()
+
+    def gradient(places):
+        assert len(places) == 3
+        return -torch.eye(3, dtype=places.dtype, device=places.device)[(places - 1).abs().argmax(1)]
+
+    vertices, faces = run(backend, values, gradient=gradient, regularization=1e-12)
+    torch.testing.assert_close(vertices, corner[None], rtol=0, atol=1e-9)
+    assert len(faces) == 0
+    # With nothing but the regularization it is the mean.
+    vertices, _ = run(backend, values, gradient=torch.zeros_like)
+    torch.testing.assert_close(vertices, run(backend, values)[0])
+
+
+def test_sharp_vertices_stay_in_their_cubes(backend):
+    values = random_field(6, 7, 8, padded=False)
+
+    def gradient(places):
+        return torch.randn(places.shape, generator=testing.generator(3)).to(places)
+
+    vertices, faces = run(backend, values, gradient=gradient, regularization=1e-4)
+    plain, plain_faces = run(backend, values)
+    assert vertices.isfinite().all()
+    assert ((vertices - plain.floor()).abs() <= 1).all()
+    assert (vertices != plain).any()
+    # The same quads, split along either diagonal.
+    corners = [f.view(-1, 6)[:, :3].sort().values for f in (faces, plain_faces)]
+    assert len(corners[0]) == len(corners[1])
+    assert edge_uses(faces)[0].max() <= 2
+
+
+def test_sharp_lists_of_cubes(backend):
+    field, _, gradient = box_field(12)
+    cubes, points = reference.lattice(field.shape)
+    dense = run(backend, field, gradient=gradient)
+    flat, cubes, points = backend.put(field.flatten(), cubes, points.double())
+    vertices, faces = ops.dual_marching_cubes(flat, cubes=cubes, positions=points, gradient=gradient)
+    assert torch.equal(faces.cpu(), dense[1])
+    torch.testing.assert_close(vertices.cpu(), dense[0], rtol=0, atol=1e-12)
+
+
+def test_sharp_without_a_surface(backend):
+    vertices, faces = run(backend, torch.ones(3, 3, 3), gradient=torch.zeros_like)
+    assert tuple(vertices.shape) == tuple(faces.shape) == (0, 3)
+
+
+def test_wrong_gradients(backend):
+    values = backend.put(random_field(3, 3, 3))
+    with pytest.raises(ValueError, match=r"`gradient` must return shape \(.*, 3\), got \(.*, 2\)"):
+        ops.dual_marching_cubes(values, gradient=lambda places: places[:, :2])
+    with pytest.raises(ValueError, match="`regularization` must be positive, got 0"):
+        ops.dual_marching_cubes(values, gradient=torch.zeros_like, regularization=0)
+
+
 def test_compiles():
     testing.check_compiles(lambda v: ops.dual_marching_cubes(v, level=0.2), random_field(4, 4, 4))
 
