@@ -58,7 +58,7 @@ def same_surface(result: Any, expected: Any) -> None:
     """The same faces, and vertices and deviations up to roundings."""
     assert torch.equal(result[1].cpu(), expected[1])
     for k in (0, 2):
-        testing.assert_accurate(result[k], expected[k].double(), expected[k], floor=2e-5)
+        testing.assert_accurate(result[k], expected[k].double(), expected[k], floor=2e-4)  # of small ones
 
 
 def same_gradients(result: Any, expected: Any) -> None:

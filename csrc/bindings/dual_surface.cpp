@@ -8,6 +8,7 @@
 #include "isosurface/flexicubes.h"
 #include "isosurface/flexicubes_backward.h"
 #include "isosurface/flexicubes_weights.h"
+#include "isosurface/sharp_vertices.h"
 
 namespace py = pybind11;
 
@@ -388,6 +389,39 @@ void flexicubes_backward(FASTSHAPE_FLEXICUBES_PARAMETERS, const Tensor& vertices
   });
 }
 
+// ---- Sharp vertices ----------------------------------------------------------------------------
+
+void sharp_vertices(const Tensor& points, const Tensor& normals, const Tensor& crossing,
+                    const Tensor& first, const Tensor& lower, const Tensor& upper,
+                    double regularization, const Tensor& vertices) {
+  require(points, "points", kFloats, {-1, 3}, "(M, 3)");
+  require_output(points, "points", normals, "normals", {points.size(0), 3}, "(M, 3)");
+  require(crossing, "crossing", {DType::int64}, {-1}, "(E,)");
+  require_same_device(points, "points", crossing, "crossing");
+  require_output(points, "points", vertices, "vertices", {-1, 3}, "(V, 3)");
+  const int64_t num = vertices.size(0);
+  require(first, "first", {DType::int64}, {num + 1}, "(V + 1,)");
+  require_same_device(points, "points", first, "first");
+  require_output(points, "points", lower, "lower", {num, 3}, "(V, 3)");
+  require_output(points, "points", upper, "upper", {num, 3}, "(V, 3)");
+  FASTSHAPE_CHECK_VALUE(regularization > 0, "`regularization` must be positive, got ",
+                        regularization);
+  with_dtype(points, [&](auto zero) {
+    using T = decltype(zero);
+    const SharpVertices<T> task{points.data<T>(),
+                                normals.data<T>(),
+                                crossing.data<int64_t>(),
+                                first.data<int64_t>(),
+                                lower.data<T>(),
+                                upper.data<T>(),
+                                num,
+                                static_cast<T>(regularization),
+                                vertices.data<T>()};
+    run(points, FASTSHAPE_CPU(cpu::sharp_vertices(task)),
+        FASTSHAPE_CUDA(cuda::sharp_vertices(task, stream)));
+  });
+}
+
 }  // namespace
 
 void bind_dual_surface(py::module_& m) {
@@ -408,6 +442,9 @@ void bind_dual_surface(py::module_& m) {
         py::arg("fill_workspace"), py::arg("lowest"), py::arg("rows"), py::arg("cases"),
         py::arg("first_vertex"), py::arg("first_pair"), py::arg("vertex_cubes"),
         py::arg("pair_edges"), py::arg("quads"), py::arg("quad_kinds"));
+  m.def("sharp_vertices", &sharp_vertices, py::arg("points"), py::arg("normals"),
+        py::arg("crossing"), py::arg("first"), py::arg("lower"), py::arg("upper"),
+        py::arg("regularization"), py::arg("vertices"));
   m.def("flexicubes_weights", &flexicubes_weights, py::arg("raw"), py::arg("sigmoid"),
         py::arg("weights"));
   m.def("flexicubes", &flexicubes, FASTSHAPE_FLEXICUBES_NAMES, py::arg("vertices"),

@@ -119,7 +119,7 @@ struct DualTotals {
 
 struct DualMesh {
   int64_t* vertex_cubes;  // (V,) the crossed cube of each dual vertex
-  uint8_t* pair_edges;    // (E,) the edge of each pair
+  uint8_t* pair_edges;    // (E,) each pair's edge | vertex among its cube's << 4
   int64_t* quads;         // (Q, 4) counterclockwise seen from outside
   uint8_t* quad_kinds;    // (Q,) axis of the edge | 4 where the edge begins outside
 };
@@ -296,8 +296,11 @@ FASTSHAPE_HOST_DEVICE void write_cube(const DualCubes& cubes, int64_t s, const D
   const unsigned bits = cubes.cases[s];
   for (int i = 0; i < num_dual_vertices(bits); ++i)
     mesh.vertex_cubes[cubes.first_vertex[s] + i] = s;
-  for (int i = 0; i < num_dual_pairs(bits); ++i)
-    mesh.pair_edges[cubes.first_pair[s] + i] = static_cast<uint8_t>(dual_edges(bits) >> 4 * i & 15);
+  for (int i = 0; i < num_dual_pairs(bits); ++i) {
+    const int edge = static_cast<int>(dual_edges(bits) >> 4 * i & 15);
+    mesh.pair_edges[cubes.first_pair[s] + i] =
+        static_cast<uint8_t>(edge | dual_vertex_of_edge(bits, edge) << 4);
+  }
 }
 
 namespace cpu {

@@ -288,6 +288,16 @@ def dual_surface_fill(
     quads: Tensor,
     quad_kinds: Tensor,
 ) -> None: ...
+def sharp_vertices(
+    points: Tensor,
+    normals: Tensor,
+    crossing: Tensor,
+    first: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    regularization: float,
+    vertices: Tensor,
+) -> None: ...
 def flexicubes_weights(raw: Tensor, sigmoid: bool, weights: Tensor) -> None: ...
 def flexicubes(
     values: Tensor,

@@ -52,6 +52,20 @@ def weight_loss(weights: Tensor) -> Tensor:
     return weights.abs().mean()
 
 
+def corner_edges(neighbors: Tensor) -> Tensor:
+    """The edges between corners and their next ones.
+
+    Args:
+        neighbors: (P, 3) int64 of :func:`fastshape.ops.corner_neighbors`.
+
+    Returns:
+        (M, 2) int64: both ends of each edge, the lower one first.
+    """
+    lower = torch.arange(neighbors.shape[0], device=neighbors.device)[:, None].expand_as(neighbors)
+    there = neighbors >= 0
+    return torch.stack([lower[there], neighbors[there]], 1)
+
+
 def sign_change_loss(sdf: Tensor, edges: Tensor) -> Tensor:
     """Cross-entropy of both ends of the crossed edges, each with the other's sign as its target.
 
@@ -59,11 +73,10 @@ def sign_change_loss(sdf: Tensor, edges: Tensor) -> Tensor:
 
     Args:
         sdf: (P,) values; outside where they are positive, as in the published code.
-        edges: (M, 2) int64, the ends of all edges, as :func:`lattice_edges` or
-            :func:`voxel_edges` gives them.
+        edges: (M, 2) int64, the ends of all edges, as :func:`corner_edges` gives them.
 
     Returns:
-        Scalar, nothing where no edge is crossed.
+        Scalar, the mean over the crossed edges of both ends' sum; nothing where no edge is crossed.
 
     Reference: Shen et al. 2023 (FlexiCubes), the regularizer of its example, from Munkberg et al. 2021;
     weighed 0.2 at first and 0.01 from a quarter of the steps on.
