@@ -12,7 +12,7 @@ from torch import Tensor
 from fastshape import ops, testing
 from fastshape.reference import flexicubes as reference
 
-from .bench_isosurface import field, nearly_as_many
+from .bench_isosurface import crossed_cells, field, nearly_as_many
 from .peers import installed, load
 from .registry import Case, Peer, Target, row
 
@@ -244,8 +244,11 @@ def dual_marching_cubes(device: torch.device, kind: str, resolution: int) -> Cas
     """The default order of faces is our own, so the reference's is compared after both are sorted."""
     cpu = field(kind, resolution)
     values = cpu.to(device)
-    cubes, points = reference.lattice((resolution,) * 3)
-    surface = reference.flexicubes(cpu.flatten(), cubes, points.float())
+    strides = torch.tensor([resolution**2, resolution, 1])
+    lowest = crossed_cells(cpu)[1].long() @ strides
+    steps = torch.tensor([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)]) @ strides
+    points = torch.cartesian_prod(*[torch.arange(float(resolution))] * 3)
+    surface = reference.flexicubes(cpu.flatten(), lowest[:, None] + steps, points)
     expected = surface.vertices, surface.faces
 
     def check(result: Any, expected: Any) -> None:
