@@ -6,7 +6,6 @@ near the surface exist; their corners are shared. Distances are in voxels, 1 / R
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -45,13 +44,14 @@ class Part(NamedTuple):
     corner_rows: Tensor  # (p,) rows of the field's corners
 
 
-def voxels_near(bvh: ops.Bvh, resolution: int, distance: float = math.sqrt(3) / 2) -> Tensor:
+def voxels_near(bvh: ops.Bvh, resolution: int, distance: float = 1.3) -> Tensor:
     """The voxels whose centers lie within a distance of a mesh, (N, 3) int32, in order.
 
     Args:
         bvh: of a mesh in [-0.5, 0.5]^3, float32.
         resolution: R.
-        distance: in voxels; half the diagonal, so that no voxel that holds a piece of the surface is missed.
+        distance: in voxels; above half the diagonal no voxel that holds a piece of the surface is missed, and
+            what is more is room to move in: with none, fitting tears holes where the surface leaves its voxels.
     """
     centers = Lattice(resolution - 1, bound=0.5 - 0.5 / resolution)
     indices, _ = narrow_band(centers, bvh, distance / resolution)

@@ -83,7 +83,7 @@ def _row(table: str, name: str, mesh: Mesh, config: FitConfig) -> Row:
         scores.scores.chamfer_l1,
         scores.floor.chamfer_l1,
         sharp_normal_error(found.mesh, mesh),
-        count_edges(found.mesh.faces, found.mesh.num_vertices).open,
+        count_edges(found.mesh.faces.int(), found.mesh.num_vertices).open,
     )
 
 
