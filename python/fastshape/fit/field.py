@@ -51,7 +51,7 @@ def voxels_near(bvh: ops.Bvh, resolution: int, distance: float = 1.3) -> Tensor:
         bvh: of a mesh in [-0.5, 0.5]^3, float32.
         resolution: R.
         distance: in voxels; above half the diagonal no voxel that holds a piece of the surface is missed, and
-            what is more is room to move in: with none, fitting tears holes where the surface leaves its voxels.
+            what is more is room to move in: without, fitting tears holes where the surface leaves its voxels.
     """
     centers = Lattice(resolution - 1, bound=0.5 - 0.5 / resolution)
     indices, _ = narrow_band(centers, bvh, distance / resolution)
