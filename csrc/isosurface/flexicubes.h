@@ -49,18 +49,29 @@ struct FlexiCubesMesh {
 // ---- One crossing ------------------------------------------------------------------------------
 
 // The weight of the edge's beginning where its values are a and b, less and not less than nothing
-// or the other way round: in [0, 1]. The middle where infinities or NaN leave it undefined.
+// or the other way round: in [0, 1]. The middle where infinities or NaN leave it undefined, which
+// has no derivatives.
 template <class T>
 struct Crossing {
   T weight;
-  T by_a, by_b;  // its derivatives
+  T difference;  // b - a
 };
 
 template <class T>
 FASTSHAPE_HOST_DEVICE Crossing<T> crossing_at(T a, T b) {
   const T d = b - a, w = b / d;
-  if (!(w == w)) return {T(0.5), T(0), T(0)};
-  return {w, w / d, (T(1) - w) / d};
+  if (!(w == w)) return {T(0.5), static_cast<T>(INFINITY)};
+  return {w, d};
+}
+
+// The derivatives of the weight.
+template <class T>
+FASTSHAPE_HOST_DEVICE T by_a(const Crossing<T>& c) {
+  return c.weight / c.difference;
+}
+template <class T>
+FASTSHAPE_HOST_DEVICE T by_b(const Crossing<T>& c) {
+  return (T(1) - c.weight) / c.difference;
 }
 
 // ---- One cube ----------------------------------------------------------------------------------

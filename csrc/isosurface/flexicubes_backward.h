@@ -166,8 +166,8 @@ FASTSHAPE_HOST_DEVICE void cube_gradients(const FlexiCubesBackward<T>& b, const 
         corners[width * begin + 1 + i] += here * weight + grad_offset[k][i] * plain;
         corners[width * end + 1 + i] += here * (T(1) - weight) + grad_offset[k][i] * (T(1) - plain);
       }
-      const T by_begin = grad_weight[k] * v.crossing[k].by_a;
-      const T by_end = grad_weight[k] * v.crossing[k].by_b;
+      const T by_begin = grad_weight[k] * by_a(v.crossing[k]);
+      const T by_end = grad_weight[k] * by_b(v.crossing[k]);
       T to_begin = by_begin, to_end = by_end;
       if (task.alpha != nullptr) {
         to_begin *= task.alpha[8 * s + begin];
@@ -175,8 +175,8 @@ FASTSHAPE_HOST_DEVICE void cube_gradients(const FlexiCubesBackward<T>& b, const 
         grad_alpha[begin] += by_begin * c.value[begin];
         grad_alpha[end] += by_end * c.value[end];
       }
-      corners[width * begin] += to_begin + grad_plain * v.plain[k].by_a;
-      corners[width * end] += to_end + grad_plain * v.plain[k].by_b;
+      corners[width * begin] += to_begin + grad_plain * by_a(v.plain[k]);
+      corners[width * end] += to_end + grad_plain * by_b(v.plain[k]);
       grad_beta[v.edge[k]] += grad_share[k];
     }
   });
