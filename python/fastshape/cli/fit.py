@@ -103,7 +103,7 @@ def configuration(options: argparse.Namespace) -> fit.FitConfig:
 def _scores(target: Mesh, meshes: dict[str, Mesh]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("", "faces", "CD-L1", "floor", "F@.005", "normals", "sharp-normal error"):
-        table.add_column(name, justify="left" if not name else "right")
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for name, mesh in meshes.items():
         found = geometry.evaluate(mesh, target, thresholds=(0.005,), num_volume_samples=0, num_near_samples=0)
         table.add_row(

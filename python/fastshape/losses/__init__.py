@@ -15,6 +15,7 @@ from fastshape.losses.pictures import toward_camera as toward_camera
 from fastshape.losses.pictures import view_tsdf_loss as view_tsdf_loss
 from fastshape.losses.pictures import warm_up as warm_up
 from fastshape.losses.surfaces import corner_consistency_loss as corner_consistency_loss
+from fastshape.losses.surfaces import corner_edges as corner_edges
 from fastshape.losses.surfaces import deviation_loss as deviation_loss
 from fastshape.losses.surfaces import sign_change_loss as sign_change_loss
 from fastshape.losses.surfaces import total_variation_loss as total_variation_loss
