@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
     baseline = fit.dual_marching_cubes_mesh(mesh, config.resolution)
     out = Console(highlight=False)
     out.print(_scores(mesh, {"dual marching cubes": baseline, "fitted": found.mesh}))
+    out.print("CD-L1, its floor and F@.005 in a box of side 2; SNE: the sharp-normal error", style="dim")
     out.print(
         f"{found.num_voxels:,} voxels, {found.voxels_per_step:,.0f} in a step of "
         f"{1000 * found.seconds_per_step:.0f} ms"
@@ -102,7 +103,7 @@ def configuration(options: argparse.Namespace) -> fit.FitConfig:
 
 def _scores(target: Mesh, meshes: dict[str, Mesh]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("", "faces", "CD-L1", "floor", "F@.005", "normals", "sharp-normal error"):
+    for name in ("", "faces", "CD-L1", "floor", "F@.005", "normals", "SNE"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for name, mesh in meshes.items():
         found = geometry.evaluate(mesh, target, thresholds=(0.005,), num_volume_samples=0, num_near_samples=0)
