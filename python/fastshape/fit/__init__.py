@@ -12,7 +12,7 @@ cubes of that resolution make of the mesh.
 from fastshape.fit.field import Surface, SurfaceField, voxels_near
 from fastshape.fit.loop import Fit, FitConfig, Step, dual_marching_cubes_mesh, fit_mesh, start
 from fastshape.fit.tables import Row, tables
-from fastshape.fit.views import Camera, look_at, random_camera
+from fastshape.fit.views import Camera, camera_at, random_camera
 
 __all__ = [
     "Camera",
@@ -22,9 +22,9 @@ __all__ = [
     "Step",
     "Surface",
     "SurfaceField",
+    "camera_at",
     "dual_marching_cubes_mesh",
     "fit_mesh",
-    "look_at",
     "random_camera",
     "start",
     "tables",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastshape import ops
 from fastshape.geometry import Mesh
 from fastshape.geometry.distance import DistanceField
-from fastshape.geometry.narrow_band import Lattice, narrow_band
+from fastshape.geometry.narrow_band import Lattice, find, narrow_band
 
 NUM_WEIGHTS = 21  # 12 beta, 8 alpha, 1 gamma, as TripoSF's and TRELLIS' heads have them
 _CHUNK = 1 << 20
@@ -124,7 +124,6 @@ class SurfaceField(nn.Module):
     Args:
         coords: (N, 3) int32, each voxel once.
         resolution: R.
-        distances: (P,) of the corners in voxels, negative inside, in the order of `corners`; None is 0.
 
     Attributes:
         corners: of the voxels; P of them.
@@ -132,16 +131,13 @@ class SurfaceField(nn.Module):
         weights: parameter (N, 21), before the activation: beta (12), alpha (8), gamma.
     """
 
-    def __init__(self, coords: Tensor, resolution: int, distances: Tensor | None = None) -> None:
+    def __init__(self, coords: Tensor, resolution: int) -> None:
         super().__init__()
         self.resolution = resolution
         self.coords = coords
         self.corners = ops.voxel_corners(coords, resolution=resolution)
         device = coords.device
-        values = torch.zeros(len(self.corners.coords), 4, device=device)
-        if distances is not None:
-            values[:, 0] = distances
-        self.corner_values = nn.Parameter(values)
+        self.corner_values = nn.Parameter(torch.zeros(len(self.corners.coords), 4, device=device))
         self.weights = nn.Parameter(torch.zeros(len(coords), NUM_WEIGHTS, device=device))
 
     @property
@@ -236,9 +232,8 @@ class SurfaceField(nn.Module):
         """The rows of voxels, -1 for those that do not exist."""
         size = self.resolution
         keys, order = _flat(self.coords, size).sort()
-        wanted = _flat(coords, size)
-        at = torch.searchsorted(keys, wanted).clamp_(max=max(len(keys) - 1, 0))
-        return torch.where(keys[at] == wanted, order[at], -1)
+        at, there = find(keys, _flat(coords, size))
+        return torch.where(there, order[at], -1)
 
 
 def _flat(coords: Tensor, size: int) -> Tensor:

@@ -240,14 +240,13 @@ def _fit_level(
         loss = loss + _regularization(values, surface, part, config)
         if number < config.distance_share * steps:
             aim = wanted[part.corner_rows]
-            near = aim.abs() < 3.0
-            loss = loss + config.distance_weight * (values.distances - aim)[near].abs().mean()
+            loss = loss + config.distance_weight * losses.sparse_tsdf_loss(values.distances, aim, 3.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if not math.isfinite(value := float(loss.detach())):
+            raise FloatingPointError(f"the loss of step {number + 1} is {value}")
         if on_step is not None:
-            if not math.isfinite(value := float(loss.detach())):
-                raise FloatingPointError(f"the loss of step {number + 1} is {value}")
             on_step(Step(field.resolution, number + 1, steps, value, len(part.rows)))
     return voxels / steps
 

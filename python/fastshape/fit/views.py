@@ -29,7 +29,7 @@ class Camera(NamedTuple):
         return ends[..., :3] / ends[..., 3:] - self.eye
 
 
-def look_at(eye: Tensor, target: Tensor, field_of_view: float) -> Camera:
+def camera_at(eye: Tensor, target: Tensor, field_of_view: float) -> Camera:
     """The camera at a point that looks at another; `field_of_view` in degrees, of a square picture."""
     forward = normalize(target - eye, dim=0)
     axis = torch.zeros(3)
@@ -54,4 +54,4 @@ def random_camera(
     outward = normalize(torch.randn(3, generator=generator), dim=0)
     low, high = distance
     radius = low + (high - low) * float(torch.rand((), generator=generator))
-    return look_at(radius * outward, torch.zeros(3), field_of_view)
+    return camera_at(radius * outward, torch.zeros(3), field_of_view)
