@@ -6,6 +6,9 @@ import argparse
 import csv
 import dataclasses
 import io
+import shlex
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -21,6 +24,7 @@ from fastshape.geometry.formats import WRITERS
 from fastshape.geometry.io import write_atomically
 from fastshape.geometry.sharp_normals import sharp_normal_error
 
+CHECKPOINT_FILE = "checkpoint.safetensors"
 _TABLE_TITLES = {
     "savings": "carving and zoom",
     "threshold": "how far behind the depth a voxel may lie",
@@ -39,8 +43,7 @@ def run(options: argparse.Namespace) -> None:
     if options.tables:
         _tables(mesh, config, output.with_suffix(".csv"))
         return
-    with _progress(console) as on_step:
-        found = fit.fit_mesh(mesh, config, on_step=on_step)
+    found = _fit(mesh, config, output.with_suffix(".run"), options, console)
     geometry.save(found.mesh, output)
     baseline = fit.dual_marching_cubes_mesh(mesh, config.resolution)
     out = Console(highlight=False)
@@ -50,6 +53,9 @@ def run(options: argparse.Namespace) -> None:
         f"{found.num_voxels:,} voxels, {found.voxels_per_step:,.0f} in a step of "
         f"{1000 * found.seconds_per_step:.0f} ms"
     )
+    if found.empty_steps:
+        out.print(f"note: {found.empty_steps} of {config.steps} pictures showed nothing of the surface")
+    shutil.rmtree(output.with_suffix(".run"), ignore_errors=True)  # what is written needs no going on
     out.print(f"wrote {output}", markup=False, soft_wrap=True)
     if not options.no_picture:
         picture = output.with_suffix(".png")
@@ -57,6 +63,24 @@ def run(options: argparse.Namespace) -> None:
         up: Literal["y", "z"] = options.up or ("y" if source.suffix.lower() in (".glb", ".gltf") else "z")
         geometry.compare_picture([*columns, (f"fitted, {config.resolution}", found.mesh)], picture, up=up)
         out.print(f"wrote {picture}", markup=False, soft_wrap=True)
+
+
+def _fit(
+    mesh: Mesh, config: fit.FitConfig, run: Path, options: argparse.Namespace, console: Console
+) -> fit.Fit:
+    """The fit; one that was stopped goes on from what it left in the folder `run`."""
+    file = run / CHECKPOINT_FILE
+    if file.exists() and not options.restart:
+        console.print(f"going on from {file}", markup=False, soft_wrap=True)
+    with warnings.catch_warnings(), _progress(console) as on_step:
+        warnings.simplefilter("ignore", fit.FitWarning)  # it stands in the result
+        try:
+            return fit.fit_mesh(
+                mesh, config, checkpoint_file=file, resume=not options.restart, on_step=on_step
+            )
+        except fit.FitInterrupted as stopped:
+            again = shlex.join(word for word in ["fastshape", *options.words] if word != "--restart")
+            raise KeyboardInterrupt(f"{stopped}; to go on: {again}") from None
 
 
 def _tables(mesh: Mesh, config: fit.FitConfig, path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-from fastshape.fit.loop import FitConfig, fit_mesh
+import torch
+
+from fastshape.fit.loop import Fit, FitConfig, fit_mesh
 from fastshape.geometry import Mesh, evaluate
 from fastshape.geometry.sharp_normals import sharp_normal_error
 from fastshape.ops.rows import count_edges
+from fastshape.runtime.memory import peak_of
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # voxels; the paper's 2 / resolution of the mesh is 0.5
 
@@ -69,9 +71,9 @@ def tables(mesh: Mesh, config: FitConfig) -> Iterator[Row]:
 def _row(table: str, name: str, mesh: Mesh, config: FitConfig) -> Row:
     # Once in small, so that what every first call loads is not counted.
     fit_mesh(mesh, dataclasses.replace(config, resolution=16, levels=1, steps=2))
-    before = _memory("VmRSS")
-    found = fit_mesh(mesh, config)
-    peak = _memory("VmHWM")
+    results: list[Fit] = []
+    peak = peak_of(lambda: results.append(fit_mesh(mesh, config)), torch.device("cpu"))
+    found = results[0]
     scores = evaluate(found.mesh, mesh, num_volume_samples=0, num_near_samples=0)
     return Row(
         table,
@@ -79,18 +81,9 @@ def _row(table: str, name: str, mesh: Mesh, config: FitConfig) -> Row:
         found.num_voxels,
         found.voxels_per_step,
         found.seconds_per_step,
-        None if before is None or peak is None else peak - before,
+        peak,
         scores.scores.chamfer_l1,
         scores.floor.chamfer_l1,
         sharp_normal_error(found.mesh, mesh),
         count_edges(found.mesh.faces.int(), found.mesh.num_vertices).open,
     )
-
-
-def _memory(key: str) -> int | None:
-    """Bytes of this process, by the name in /proc; None where there is no such file."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)

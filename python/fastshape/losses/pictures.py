@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from fastshape.losses.checks import require_one_shape
 
 _SSIM_WINDOW = 11
+_SSIM_BLOCK = 32  # rows; a few times the window
 
 
 def depth_loss(depth: Tensor, target: Tensor, mask: Tensor, *, beta: float | None = None) -> Tensor:
@@ -111,28 +112,72 @@ def ssim(
             f"`image` must have shape (B, C, H, W), H and W at least {_SSIM_WINDOW} for border='valid', "
             f"got {tuple(image.shape)}"
         )
-    products = torch.stack([image, target, image * image, target * target, image * target])
-    # Two products with banded matrices: torch's convolutions of one channel take many times as long on a CPU.
-    down, across = (_averaging(size, border == "zeros", image) for size in image.shape[2:])
-    flat = down @ products @ across.T
-    mean, mean_target, square, square_target, product = flat.flatten(2)
+    # What only the target has a part in is kept apart: it needs no gradient.
+    mean, square, product = _windows(torch.stack([image, image * image, image * target]), border)
+    mean_target, square_target = _windows(torch.stack([target, target * target]), border)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     variance, variance_target = square - mean * mean, square_target - mean_target * mean_target
     covariance = product - mean * mean_target
     top = (2 * mean * mean_target + c1) * (2 * covariance + c2)
     bottom = (mean * mean + mean_target * mean_target + c1) * (variance + variance_target + c2)
-    return (top / bottom).mean(1)
+    return (top / bottom).mean((1, 2, 3))
 
 
-def _averaging(size: int, padded: bool, like: Tensor) -> Tensor:
-    """(windows, size): a row is the window about a pixel, over zeros beside the picture if padded."""
+def _windows(images: Tensor, border: str) -> Tensor:
+    """The Gaussian means of images (..., H, W)."""
     reach = _SSIM_WINDOW // 2
-    place = torch.arange(size, dtype=like.dtype, device=like.device)
-    offset = place - place[:, None]
-    weights = torch.exp(-offset.square() / (2 * 1.5**2)) * (offset.abs() <= reach)
-    total = sum(math.exp(-(step**2) / (2 * 1.5**2)) for step in range(-reach, reach + 1))
-    weights = weights / total
-    return weights if padded else weights[reach : size - reach]
+    means: Tensor = _Windows.apply(images.flatten(0, -3), reach if border == "zeros" else 0)
+    return means.unflatten(0, images.shape[:-2])
+
+
+class _Windows(torch.autograd.Function):
+    """The means of images (N, H, W) with `pad` zeros around each, where the window lies within those."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, pad: int) -> Tensor:
+        ctx.pad = pad
+        return _gaussian_means(images, pad)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _gaussian_means(grad, _SSIM_WINDOW - 1 - ctx.pad), None  # the window is symmetric
+
+
+def _gaussian_means(images: Tensor, pad: int) -> Tensor:
+    """Along both axes, as products of blocks of rows and of columns with a small banded matrix.
+
+    torch's convolutions of one channel take many times as long on a CPU; the product with a matrix of all
+    rows at once is nearly all zeros.
+    """
+    block, more = _SSIM_BLOCK, _SSIM_WINDOW - 1
+    step = torch.arange(_SSIM_WINDOW, dtype=images.dtype, device=images.device) - more // 2
+    window = torch.exp(-step.square() / (2 * 1.5**2))
+    band = torch.zeros(block + more + 1, block, dtype=images.dtype, device=images.device)
+    band[:_SSIM_WINDOW] = (window / window.sum())[:, None]
+    band = band.T.flatten()[: block * (block + more)].view(block, block + more)  # row i from column i on
+    images = F.pad(images, (0, 0, pad, pad))
+    images = torch.cat(
+        [
+            band[:size, : size + more] @ images[:, begin : begin + size + more]
+            for begin, size in _blocks(images.shape[1] - more)
+        ],
+        1,
+    )
+    images = F.pad(images, (pad, pad))
+    return torch.cat(
+        [
+            images[:, :, begin : begin + size + more] @ band[:size, : size + more].T
+            for begin, size in _blocks(images.shape[2] - more)
+        ],
+        2,
+    )
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    """Where each begins and how long it is."""
+    for begin in range(0, length, _SSIM_BLOCK):
+        yield begin, min(_SSIM_BLOCK, length - begin)
 
 
 def ssim_loss(
@@ -297,9 +342,6 @@ def view_tsdf_loss(
 def warm_up(step: int, steps: int = 12_000) -> float:
     """The weight of a loss that is there for the first `steps` steps only: 1, and 0 from step `steps` on."""
     return 1.0 if step < steps else 0.0
-
-
-_SSIM_WINDOW = 11
 
 
 def _absolute_loss(values: Tensor, target: Tensor, beta: float | None) -> Tensor:
