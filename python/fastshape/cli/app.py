@@ -260,8 +260,8 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "fit",
         help="one mesh as a field of sparse voxels, by differentiable rendering",
         description="Fits a FlexiCubes field to pictures of a mesh, with no network, and compares it with "
-        "dual marching cubes of the same resolution. Minutes, on a CPU. The same command goes on where it was "
-        "stopped, bit for bit.",
+        "dual marching cubes of the same resolution. Minutes, on a CPU. The same command goes on where it "
+        "was stopped, bit for bit.",
     )
     fit.add_argument("input", metavar="MESH", help="OBJ, PLY, STL, OFF, GLB, glTF or 3MF; open or closed")
     fit.add_argument(
