@@ -109,6 +109,17 @@ def test_no_picture(torus, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_one_table(torus, tmp_path, capsys):
+    words = ["fit", torus, "-o", tmp_path / "one.ply", *SMALL, "--tables", "variation"]
+    code, out, _ = run_main(capsys, *words)
+    assert code == 0
+    assert "total variation" in out
+    assert "carving and zoom" not in out
+    with open(tmp_path / "one.csv", encoding="utf-8", newline="") as file:
+        assert [row["table"] for row in csv.DictReader(file)] == ["variation"] * 2
+
+
+@pytest.mark.slow
 def test_tables(torus, tmp_path, capsys):
     output = tmp_path / "tables.ply"
     code, out, _ = run_main(capsys, "fit", torus, "-o", output, *SMALL, "--tables")

@@ -280,8 +280,11 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     fit.add_argument("--seed", type=int, metavar="S", help="of the cameras; default: 0")
     fit.add_argument(
         "--tables",
-        action="store_true",
-        help="instead: what carving, zoom, the carving threshold and the total variation do; writes a .csv",
+        nargs="*",
+        choices=("savings", "threshold", "variation"),
+        metavar="NAME",
+        help="instead: what carving and zoom save, what the carving threshold and the total variation do; "
+        "writes a .csv; NAME: savings, threshold, variation; all of them where none is named",
     )
     fit.add_argument(
         "--restart", action="store_true", help="begin again, whatever OUT.run holds of a fit that was stopped"

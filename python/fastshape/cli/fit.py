@@ -9,7 +9,7 @@ import io
 import shlex
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
@@ -40,8 +40,8 @@ def run(options: argparse.Namespace) -> None:
     mesh = geometry.load(source)
     output.parent.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False)
-    if options.tables:
-        _tables(mesh, config, output.with_suffix(".csv"))
+    if options.tables is not None:
+        _tables(mesh, config, options.tables or fit.TABLES, output.with_suffix(".csv"))
         return
     found = _fit(mesh, config, output.with_suffix(".run"), options, console)
     geometry.save(found.mesh, output)
@@ -83,11 +83,11 @@ def _fit(
             raise KeyboardInterrupt(f"{stopped}; to go on: {again}") from None
 
 
-def _tables(mesh: Mesh, config: fit.FitConfig, path: Path) -> None:
+def _tables(mesh: Mesh, config: fit.FitConfig, names: Collection[str], path: Path) -> None:
     """Each row as it comes, and all of them in a file."""
     out = Console(highlight=False)
     rows: list[fit.Row] = []
-    for row in fit.tables(mesh, config):
+    for row in fit.tables(mesh, config, names):
         if not rows or rows[-1].table != row.table:
             out.print(_TABLE_TITLES[row.table], style="bold")
         memory = "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f} MB"

@@ -20,10 +20,11 @@ from fastshape.fit.loop import (
     fit_mesh,
     start,
 )
-from fastshape.fit.tables import Row, tables
+from fastshape.fit.tables import TABLES, Row, tables
 from fastshape.fit.views import Camera, camera_at, random_camera
 
 __all__ = [
+    "TABLES",
     "Camera",
     "Fit",
     "FitConfig",

@@ -81,7 +81,7 @@ class FitConfig:
     zoom: bool = True
     zoom_share: tuple[float, float] = (0.1, 0.3)
     zoom_limits: tuple[int, int] = (4096, 15360)
-    learning_rate: float = 0.02
+    learning_rate: float = 0.04
     depth_weight: float = 10.0
     mask_weight: float = 1.0
     normal_weight: float = 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from fastshape.geometry.sharp_normals import sharp_normal_error
 from fastshape.ops.rows import count_edges
 from fastshape.runtime.memory import peak_of
 
+TABLES = ("savings", "threshold", "variation")
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # voxels; the paper's 2 / resolution of the mesh is 0.5
 
 
@@ -46,7 +47,7 @@ class Row(NamedTuple):
 
 
 def cases(config: FitConfig) -> Iterator[tuple[str, str, FitConfig]]:
-    """Table, name and configuration of each row."""
+    """Table, name and configuration of each row of all `TABLES`."""
     for name, carve, zoom in (
         ("neither", False, False),
         ("carving", True, False),
@@ -60,10 +61,23 @@ def cases(config: FitConfig) -> Iterator[tuple[str, str, FitConfig]]:
         yield "variation", f"weight {weight:g}", dataclasses.replace(config, tv_weight=weight)
 
 
-def tables(mesh: Mesh, config: FitConfig) -> Iterator[Row]:
-    """The rows, one after the other, each fitted in a process of its own so that its memory can be told."""
+def tables(mesh: Mesh, config: FitConfig, names: Collection[str] = TABLES) -> Iterator[Row]:
+    """The rows, one after the other, each fitted in a process of its own so that its memory can be told.
+
+    Args:
+        mesh: to fit.
+        config: of what is not changed.
+        names: which of `TABLES`.
+
+    Raises:
+        ValueError: another name.
+    """
+    if unknown := set(names) - set(TABLES):
+        raise ValueError(f"`names` must be of {TABLES}, got {sorted(unknown)}")
     context = multiprocessing.get_context("spawn")
     for table, name, changed in cases(config):
+        if table not in names:
+            continue
         with context.Pool(1) as pool:
             yield pool.apply(_row, (table, name, mesh, changed))
 
