@@ -49,6 +49,8 @@ class TrainConfig:
             "dora"; see `fastshape.train.augment`.
         bfloat16: autocast to bfloat16.
         compile: torch.compile the model; a minute or two at the start.
+        data_on_device: keep all shapes on the training device and draw batches there: what a small model on a
+            GPU needs in order not to wait. The shapes must have as many points each.
         checkpoint_every: steps between checkpoints.
         validate_every: steps between validations, where there are validation shapes; 0: at the end only.
         log_every: steps between lines of `metrics.jsonl`.
@@ -85,6 +87,7 @@ class TrainConfig:
     augment: str = "none"
     bfloat16: bool = False
     compile: bool = False
+    data_on_device: bool = False
     checkpoint_every: int = 500
     validate_every: int = 0
     log_every: int = 10

@@ -234,19 +234,25 @@ def sample_batch(
     Raises:
         ValueError: the batch is not the same for every rank, or a shape lacks what the configuration draws.
     """
+    places = batch_places(len(samples), config, step, rank, world_size)
+    items = []
+    for item, place in enumerate(places, rank * len(places)):
+        items.append(_sample_item(samples[place], config, keyed_generator(config.seed, "item", step, item)))
+    clouds, queries, labels = zip(*items, strict=True)
+    inputs = tuple(torch.stack(parts) for parts in zip(*clouds, strict=True))
+    return Batch(inputs, torch.stack(queries), torch.stack(labels), config.queries)
+
+
+def batch_places(count: int, config: TrainConfig, step: int, rank: int, world_size: int) -> list[int]:
+    """Which of `count` shapes a rank takes in a step."""
     if config.batch_size % world_size:
         raise ValueError(
             f"`batch_size` must be a multiple of the {world_size} processes, got {config.batch_size}"
         )
     share = config.batch_size // world_size
-    items = []
-    for item in range(rank * share, (rank + 1) * share):
-        epoch, place = divmod(step * config.batch_size + item, len(samples))
-        shape = samples[int(_order(len(samples), config.seed, epoch)[place])]
-        items.append(_sample_item(shape, config, keyed_generator(config.seed, "item", step, item)))
-    clouds, queries, labels = zip(*items, strict=True)
-    inputs = tuple(torch.stack(parts) for parts in zip(*clouds, strict=True))
-    return Batch(inputs, torch.stack(queries), torch.stack(labels), config.queries)
+    first = step * config.batch_size + rank * share
+    turns = (divmod(item, count) for item in range(first, first + share))
+    return [int(_order(count, config.seed, epoch)[place]) for epoch, place in turns]
 
 
 def num_tokens(config: TrainConfig, step: int) -> int | None:

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from fastshape.losses import distance_loss, occupancy_loss, tsdf_loss
 from fastshape.models import CheckpointMetadata, FieldAutoencoder
 from fastshape.models.pretrained import atomic_path
+from fastshape.nn.posterior import Generators
 from fastshape.train import checkpoint, recipes
 from fastshape.train.board import open_board
 from fastshape.train.config import TrainConfig
 from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, keyed_generator, num_tokens, sample_batch
 from fastshape.train.distributed import Processes, processes
 from fastshape.train.initialize import initialize_as_kernel
+from fastshape.train.resident import ResidentSamples
 from fastshape.train.validate import validate
 
 MODEL_DIRECTORY = "model"
@@ -96,9 +98,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     torch.manual_seed(_seed(config, "step", step, rank))  # of the dropped paths
     share = batch.queries.shape[0]
-    generators = [
-        keyed_generator(config.seed, "posterior", step, rank * share + item) for item in range(share)
-    ]
+    noise = _posterior_noise(config, step, rank, share, batch.queries.device)
     tokens = num_tokens(config, step)
     options: dict[str, Any] = {"sample": config.sample_posterior}
     if tokens is not None:
@@ -113,8 +113,8 @@ def train_step(
             torch.autocast(batch.queries.device.type, torch.bfloat16, enabled=config.bfloat16),
             _synchronized(model, index == len(pieces) - 1),
         ):
-            noise = generators[index * size : (index + 1) * size]
-            values, posterior = model(*piece.inputs, piece.queries, generator=noise, **options)
+            one = noise if isinstance(noise, torch.Generator) else noise[index * size : (index + 1) * size]
+            values, posterior = model(*piece.inputs, piece.queries, generator=one, **options)
             parts = losses(values, posterior, piece, config)
             (weight * parts["loss"]).backward()
         for name, part in parts.items():
@@ -125,6 +125,16 @@ def train_step(
         group["lr"] = learning_rate(config, step)
     optimizer.step()
     return summed
+
+
+def _posterior_noise(
+    config: TrainConfig, step: int, rank: int, share: int, device: torch.device
+) -> Generators:
+    """What the noise of a rank's items comes from: a generator each, which any split of the batch keeps, or
+    one on the device, where the data is."""
+    if config.data_on_device:
+        return torch.Generator(device).manual_seed(_seed(config, "posterior", step, rank))
+    return [keyed_generator(config.seed, "posterior", step, rank * share + item) for item in range(share)]
 
 
 def fit(
@@ -294,12 +304,16 @@ class _Run:
 
     def batches(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, Batch]]:
         """The batches to come, each drawn while the step before it works."""
+        share = {"rank": self.group.rank, "world_size": self.group.world_size}
+        if self.config.data_on_device:
+            resident = ResidentSamples(self.samples, self.config, self.group.device)
+            for step in range(self.done, self.config.steps):
+                yield step, resident.sample_batch(step, **share)
+            return
         pool = stack.enter_context(ThreadPoolExecutor(1, "fastshape-batches"))
 
         def draw(step: int) -> Batch:
-            return sample_batch(
-                self.samples, self.config, step, rank=self.group.rank, world_size=self.group.world_size
-            )
+            return sample_batch(self.samples, self.config, step, **share)
 
         begin, end = self.done, self.config.steps
         coming = pool.submit(draw, begin) if begin < end else None
