@@ -26,6 +26,7 @@ from fastshape.geometry.watertight import MOST_DOUBT, watertight
 PREPARE_VERSION = 1  # of what the fields mean: another number, other bytes
 
 _DOUBT_POINTS = 8192
+_MOST_VOXELS = 2048
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class PrepareSpec:
         dtype: "float32" or "float16", of all stored numbers. Queries are rounded first and labeled where they
             then are.
         sign: the rule for inside and outside, see `signed_distance`.
+        voxels: resolution of the grid, over the cube of half side `extent`, whose voxels that the mesh touches
+            are stored; 0 for none. They are of the mesh as it is, never of a watertight one.
         seed: of every draw.
         per_mesh: the draws follow from the seed and the mesh, so that no two meshes share their volume
             points; False: from the seed alone.
@@ -82,6 +85,7 @@ class PrepareSpec:
     labels: str = "sdf"
     dtype: str = "float32"
     sign: str = "auto"
+    voxels: int = 0
     seed: int = 0
     per_mesh: bool = True
 
@@ -94,7 +98,9 @@ class PrepareSpec:
         for name in _COUNTS:
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
-        if not any(getattr(self, name) for name in _COUNTS):
+        if not 0 <= self.voxels <= _MOST_VOXELS:
+            raise ValueError(f"`voxels` must lie in 0..{_MOST_VOXELS}, got {self.voxels}")
+        if not self.voxels and not any(getattr(self, name) for name in _COUNTS):
             raise ValueError("a specification without any points prepares nothing")
         for name in ("extent", "volume_bound", "truncation"):
             value = getattr(self, name)
@@ -131,6 +137,7 @@ class PrepareSpec:
         values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
+            if name != "voxels" or value  # what is older than this field has the same hash as ever
         }
         return {"version": PREPARE_VERSION, **values}
 
@@ -166,6 +173,12 @@ class PrepareSpec:
     def hash(self) -> str:
         """SHA-256 of the JSON, in hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def structure(cls, resolution: int = 64) -> PrepareSpec:
+        """The specification of a structure autoencoder's data: voxels alone, in a box of [-1, 1]^3."""
+        counts = dict.fromkeys(_COUNTS, 0)
+        return cls(name="structure", voxels=resolution, watertight="none", **counts)  # type: ignore[arg-type]
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> PrepareSpec:
@@ -250,7 +263,7 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
     Returns:
         CPU tensors by name: `surface_points` and `surface_normals` (N, 3); `sharp_points` and `sharp_normals`
         (N, 3); `volume_points` (N, 3) with `volume_sdf` (N,), or `volume_occupancy` (N,) bool; `near_points`
-        and `sharp_near_points` in the same way. What a specification does not ask for is not there.
+        and `sharp_near_points` in the same way; `voxels` (N, 3) int16, x, y, z in lexicographic order. What a specification does not ask for is not there.
         `metadata` says how the mesh was moved ("center", "scale": the points are (x - center) * scale), which
         share of 8192 places has a doubtful sign ("doubt", see `signed_distance`; of the mesh that is sampled,
         and "input_doubt" of the one that came, where that was asked), how many edges are sharp
@@ -264,6 +277,10 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
     spec = PrepareSpec.preset("vecset") if spec is None else spec
     normalized, normalization = normalize(mesh, extent=spec.extent, fit=spec.normalization)  # type: ignore[call-overload]
     draws = _Draws(spec.seed, mesh if spec.per_mesh else None)
+    voxels = torch.zeros(0, 3, dtype=torch.int16)
+    if spec.voxels:
+        box = (-spec.extent, spec.extent)
+        voxels = ops.voxelize_mesh(normalized.vertices, normalized.faces, spec.voxels, box).short()
     sharp = sample_sharp_edges(
         normalized,
         max(spec.num_sharp, -(-spec.num_sharp_near // max(len(spec.sharp_sigmas), 1))),
@@ -297,6 +314,8 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
             sharp = sharp._replace(points=ops.closest_point(sharp.points, field.bvh).point)
     dtype = getattr(torch, spec.dtype)
     tensors: dict[str, Tensor] = {}
+    if spec.voxels:
+        tensors["voxels"] = voxels
     if spec.num_surface:
         surface = sample_surface(normalized, spec.num_surface, draws("surface"), oversample=spec.oversample)
         tensors["surface_points"] = surface.points.to(dtype)

@@ -33,3 +33,5 @@ from fastshape.ops.raster import interpolate as interpolate
 from fastshape.ops.raster import rasterize as rasterize
 from fastshape.ops.sampling import farthest_point_sampling as farthest_point_sampling
 from fastshape.ops.sampling import num_samples_from_ratio as num_samples_from_ratio
+from fastshape.ops.voxels import voxelize_mesh as voxelize_mesh
+from fastshape.ops.voxels import voxelize_points as voxelize_points
