@@ -133,5 +133,5 @@ def _metadata(config: SparseStructureConfig) -> CheckpointMetadata:
     return CheckpointMetadata(
         license="MIT",
         source="TRELLIS (github.com/microsoft/TRELLIS)",
-        preparation=PrepareSpec.structure(config.resolution).to_dict(),
+        preparation=PrepareSpec.preset("structure", voxels=config.resolution).to_dict(),
     )

@@ -28,6 +28,8 @@ PREPARE_VERSION = 1  # of what the fields mean: another number, other bytes
 _DOUBT_POINTS = 8192
 _MOST_VOXELS = 2048
 
+STRUCTURE = "structure"  # the preset without queries
+
 
 @dataclass(frozen=True)
 class PrepareSpec:
@@ -56,8 +58,8 @@ class PrepareSpec:
         dtype: "float32" or "float16", of all stored numbers. Queries are rounded first and labeled where they
             then are.
         sign: the rule for inside and outside, see `signed_distance`.
-        voxels: resolution of the grid, over the cube of half side `extent`, whose voxels that the mesh touches
-            are stored; 0 for none. They are of the mesh as it is, never of a watertight one.
+        voxels: resolution of a grid over the cube of half side `extent`; the voxels that the mesh touches, as
+            it is and never made watertight, are stored. 0 for none.
         seed: of every draw.
         per_mesh: the draws follow from the seed and the mesh, so that no two meshes share their volume
             points; False: from the seed alone.
@@ -175,26 +177,25 @@ class PrepareSpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
-    def structure(cls, resolution: int = 64) -> PrepareSpec:
-        """The specification of a structure autoencoder's data: voxels alone, in a box of [-1, 1]^3."""
-        counts = dict.fromkeys(_COUNTS, 0)
-        return cls(name="structure", voxels=resolution, watertight="none", **counts)  # type: ignore[arg-type]
-
-    @classmethod
     def preset(cls, name: str, **overrides: Any) -> PrepareSpec:
-        """The specification of a paper's data: "dora", "vecset", "lagem", "vat" or "hunyuan".
+        """The specification of a paper's data: "dora", "vecset", "lagem", "vat", "hunyuan" or "structure".
 
-        Labels are signed distances where the paper trains on a function of them, else occupancy.
+        Labels are signed distances where the paper trains on a function of them, else occupancy. "structure"
+        is of TRELLIS' structure autoencoder: 64 voxels along an axis and no points.
 
         Raises:
             ValueError: another name, or a bad or unknown field.
             TypeError: a field of the wrong type.
         """
+        _check_names(overrides)
+        if name == STRUCTURE:
+            counts = dict.fromkeys(_COUNTS, 0)
+            return cls(**{**counts, "voxels": 64, "watertight": "none", **overrides, "name": name})
         try:
             rules = query_preset(name)
         except ValueError:
-            raise ValueError(f"there is no preset {name!r}; there are {', '.join(QUERY_PRESETS)}") from None
-        _check_names(overrides)
+            there = ", ".join((*QUERY_PRESETS, STRUCTURE))
+            raise ValueError(f"there is no preset {name!r}; there are {there}") from None
         fields = {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}
         fields = {name: value for name, value in fields.items() if name in _TYPES}
         if rules.epsilon == 2 / PrepareSpec.resolution:
@@ -263,7 +264,8 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
     Returns:
         CPU tensors by name: `surface_points` and `surface_normals` (N, 3); `sharp_points` and `sharp_normals`
         (N, 3); `volume_points` (N, 3) with `volume_sdf` (N,), or `volume_occupancy` (N,) bool; `near_points`
-        and `sharp_near_points` in the same way; `voxels` (N, 3) int16, x, y, z in lexicographic order. What a specification does not ask for is not there.
+        and `sharp_near_points` in the same way; `voxels` (N, 3) int16, x, y, z in lexicographic order. What a
+        specification does not ask for is not there.
         `metadata` says how the mesh was moved ("center", "scale": the points are (x - center) * scale), which
         share of 8192 places has a doubtful sign ("doubt", see `signed_distance`; of the mesh that is sampled,
         and "input_doubt" of the one that came, where that was asked), how many edges are sharp
