@@ -1,4 +1,4 @@
-"""Recipes: functions that return the configuration of a run. Small ones for a CPU, then the published sizes."""
+"""Recipes: functions that return the configuration of a run; small ones for a CPU, then the published ones."""
 
 from __future__ import annotations
 
