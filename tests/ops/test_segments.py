@@ -154,13 +154,13 @@ def test_wrong_input(backend):
 def test_operators():
     segments = ops.make_segments(random_index(40, 6), 6)
     values, grad = random_values(40, 3), random_values(6, 3)
-    testing.check_operator(segments_module._make_segments_op, segments.index, 6)
+    testing.check_operator(segments_module._make_segments_op, segments.ids, 6)
     for mode in range(4):
         arguments = (values, segments.order, segments.offsets, mode)
         testing.check_operator(segments_module._segment_reduce_op, *arguments)
-    testing.check_operator(segments_module._gather_segments_op, grad, segments.index, None)
+    testing.check_operator(segments_module._gather_segments_op, grad, segments.ids, None)
     best = torch.zeros(6, 3, dtype=torch.int32)
-    testing.check_operator(segments_module._gather_segments_op, grad, segments.index, best)
+    testing.check_operator(segments_module._gather_segments_op, grad, segments.ids, best)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -152,7 +152,7 @@ def test_wrong_tables(backend):
 
 def check_segments(segments, index, num_segments):
     assert segments.num_segments == num_segments
-    assert torch.equal(segments.index.cpu(), index)
+    assert torch.equal(segments.ids.cpu(), index)
     clean = torch.where((index >= 0) & (index < num_segments), index, num_segments)
     order = clean.sort(stable=True).indices
     assert torch.equal(segments.order.cpu().long(), order)
@@ -188,14 +188,14 @@ def test_unique_of_axes_of_twenty_bits(backend):
     coords = torch.tensor([[15, most, 0, most], [0, 0, 0, 0], [15, most, 0, most], [3, 0, most, 1]])
     voxels, segments = ops.unique_voxels(backend.put(coords))
     assert voxels.tolist() == [[0, 0, 0, 0], [3, 0, most, 1], [15, most, 0, most]]
-    assert segments.index.tolist() == [2, 0, 2, 1]
+    assert segments.ids.tolist() == [2, 0, 2, 1]
 
 
 def test_unique_of_nothing(backend):
     voxels, segments = ops.downsample_voxels(backend.put(torch.zeros(0, 4, dtype=torch.int32)))
     assert voxels.shape == (0, 4)
     assert segments.offsets.tolist() == [0]
-    assert segments.index.shape == segments.order.shape == (0,)
+    assert segments.ids.shape == segments.order.shape == (0,)
 
 
 def test_wrong_voxels(backend):

@@ -15,11 +15,11 @@ _MODES = {"sum": 0, "mean": 1, "mean_with_zero": 2, "max": 3}  # Reduction in cs
 class Segments(NamedTuple):
     """Which rows belong to which segment, as :func:`make_segments` gives it.
 
-    ``index`` (N,) int64: the segment of a row. ``order`` (N,) int32: the rows by segment, ascending in each.
+    ``ids`` (N,) int64: the segment of a row. ``order`` (N,) int32: the rows by segment, ascending in each.
     ``offsets`` (S + 1,) int64: where the rows of a segment begin in the order.
     """
 
-    index: Tensor
+    ids: Tensor
     order: Tensor
     offsets: Tensor
 
@@ -124,7 +124,7 @@ class _SegmentReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, segments: Segments, mode: int) -> Tensor:
         out, best = _segment_reduce_op(values, segments.order, segments.offsets, mode)
-        ctx.save_for_backward(segments.index, segments.offsets, best)
+        ctx.save_for_backward(segments.ids, segments.offsets, best)
         ctx.mode = mode
         return out
 
@@ -146,7 +146,7 @@ class _GatherSegments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, segments: Segments) -> Tensor:
         ctx.save_for_backward(segments.order, segments.offsets)
-        return _gather_segments_op(values, segments.index, None)
+        return _gather_segments_op(values, segments.ids, None)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -207,4 +207,4 @@ def gather_segments(values: Tensor, segments: Segments) -> Tensor:
         )
     if torch.is_grad_enabled() and values.requires_grad:
         return _GatherSegments.apply(values, segments)
-    return _gather_segments_op(values, segments.index, None)
+    return _gather_segments_op(values, segments.ids, None)

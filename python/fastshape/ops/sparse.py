@@ -236,7 +236,7 @@ def unique_voxels(coords: Tensor) -> UniqueVoxels:
 
     Returns:
         ``coords`` (S, 4), in the order of (batch, x, y, z). ``segments``: of the rows by voxel;
-        ``segments.index`` (N,) says which of the distinct voxels a row is.
+        ``segments.ids`` (N,) says which of the distinct voxels a row is.
 
     Raises:
         TypeError: not a tensor, wrong dtype.

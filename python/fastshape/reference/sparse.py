@@ -12,7 +12,7 @@ from torch import Tensor
 
 def lookup_voxels(coords: Tensor, queries: Tensor) -> Tensor:
     """(M,) int64: the first row of ``coords`` (N, 4) that equals the query (M, 4), -1 where none does."""
-    rows = {}
+    rows: dict[tuple[int, ...], int] = {}
     for row, voxel in enumerate(coords.tolist()):
         rows.setdefault(tuple(voxel), row)
     found = [rows.get(tuple(voxel), -1) for voxel in queries.tolist()]
