@@ -15,6 +15,7 @@ void bind_geometry(py::module_& m);
 void bind_isosurface(py::module_& m);
 void bind_raster(py::module_& m);
 void bind_sampling(py::module_& m);
+void bind_sparse(py::module_& m);
 void bind_voxel_corners(py::module_& m);
 #if defined(FASTSHAPE_EMULATION)
 void bind_emulation(py::module_& m);
@@ -72,6 +73,7 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   fastshape::bind_isosurface(m);
   fastshape::bind_raster(m);
   fastshape::bind_sampling(m);
+  fastshape::bind_sparse(m);
   fastshape::bind_voxel_corners(m);
 #if defined(FASTSHAPE_EMULATION)
   fastshape::bind_emulation(m);

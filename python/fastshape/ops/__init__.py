@@ -33,3 +33,17 @@ from fastshape.ops.raster import interpolate as interpolate
 from fastshape.ops.raster import rasterize as rasterize
 from fastshape.ops.sampling import farthest_point_sampling as farthest_point_sampling
 from fastshape.ops.sampling import num_samples_from_ratio as num_samples_from_ratio
+from fastshape.ops.segments import Segments as Segments
+from fastshape.ops.segments import gather_segments as gather_segments
+from fastshape.ops.segments import make_segments as make_segments
+from fastshape.ops.segments import segment_reduce as segment_reduce
+from fastshape.ops.sparse import NeighborTable as NeighborTable
+from fastshape.ops.sparse import UniqueVoxels as UniqueVoxels
+from fastshape.ops.sparse import downsample_voxels as downsample_voxels
+from fastshape.ops.sparse import lookup_voxels as lookup_voxels
+from fastshape.ops.sparse import neighbor_table as neighbor_table
+from fastshape.ops.sparse import subdivide_features as subdivide_features
+from fastshape.ops.sparse import subdivide_voxels as subdivide_voxels
+from fastshape.ops.sparse import unique_voxels as unique_voxels
+from fastshape.ops.voxels import voxelize_mesh as voxelize_mesh
+from fastshape.ops.voxels import voxelize_points as voxelize_points
