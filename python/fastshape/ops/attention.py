@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastshape._library import backend, define
 
 # ---- voxel_order -------------------------------------------------------------------------------------------
 
@@ -119,6 +122,182 @@ def window_plan(coords: Tensor, *, window: int = 8, shift: int = 0) -> WindowPla
     )
 
 
+# ---- The kernels -------------------------------------------------------------------------------------------
+
+# What all of them take beside q, k and v.
+_LAYOUT = (
+    "Tensor q_offsets, Tensor k_offsets, Tensor? run_offsets, Tensor? run_starts, Tensor? run_positions,"
+    " Tensor? coords, float scale, Tensor? q_gamma, Tensor? k_gamma, Tensor? rope"
+)
+
+
+def _wide_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _new_out(q: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty(
+        (q.shape[1], q.shape[0]), dtype=_wide_dtype(q), device=q.device
+    )
+
+
+def _require_heads(name: str, x: Tensor, axes: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(x).__name__}")
+    if x.ndim != axes.count(",") + 1:
+        raise ValueError(f"`{name}` must have shape ({axes}), got {tuple(x.shape)}")
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *layout: Any) -> tuple[Tensor, Tensor]:
+    out, lse = _new_out(q)
+    backend().attention(q, k, v, *layout, out, lse)
+    return out, lse
+
+
+_attention_op = define(
+    f"attention(Tensor q, Tensor k, Tensor v, {_LAYOUT}) -> (Tensor, Tensor)",
+    implementation=_attention,
+    fake=lambda q, *_: _new_out(q),
+)
+
+
+def _new_gamma_grads(q: Tensor, q_gamma: Tensor | None, k_gamma: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Empty where there is no gamma."""
+    dtype, none = _wide_dtype(q), q.new_empty(0, dtype=_wide_dtype(q))
+    return (
+        none if q_gamma is None else torch.empty_like(q_gamma, dtype=dtype),
+        none.clone() if k_gamma is None else torch.empty_like(k_gamma, dtype=dtype),
+    )
+
+
+def _run_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: tuple[Any, ...],
+    grads: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Writes the gradients of q, k and v; returns those of the gammas."""
+    module, (num_queries, num_heads, head_dim) = backend(), q.shape
+    q_gamma, k_gamma = layout[7:9]
+    size = module.attention_backward_workspace_bytes(
+        num_queries, num_heads, head_dim, q.dtype == torch.float64, q.is_cuda
+    )
+    workspace = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
+    shape = (module.attention_gamma_parts(max(num_queries, len(k)), len(layout[0]) - 1), num_heads, head_dim)
+    parts = [
+        None if gamma is None else torch.empty(shape, dtype=_wide_dtype(q), device=q.device)
+        for gamma in (q_gamma, k_gamma)
+    ]
+    module.attention_backward(grad_out, q, k, v, out, lse, *layout, workspace, *grads, *parts)
+    none = q.new_empty(0, dtype=_wide_dtype(q))
+    q_grad, k_grad = (none.clone() if part is None else part.sum(0) for part in parts)
+    return q_grad, k_grad
+
+
+def _attention_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *layout: Any
+) -> tuple[Tensor, ...]:
+    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    return (*grads, *_run_backward(grad_out, q, k, v, out, lse, layout, grads))  # type: ignore[arg-type]
+
+
+def _fake_attention_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *layout: Any
+) -> tuple[Tensor, ...]:
+    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    return (*grads, *_new_gamma_grads(q, *layout[7:9]))
+
+
+_attention_backward_op = define(
+    f"attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_LAYOUT})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    implementation=_attention_backward,
+    fake=_fake_attention_backward,
+)
+
+
+def _attention_backward_packed(
+    grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, *layout: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v in one tensor, (N, 3, H, D)."""
+    grad = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+    return grad, *_run_backward(grad_out, *qkv.unbind(1), out, lse, layout, grad.unbind(1))
+
+
+_attention_backward_packed_op = define(
+    f"attention_backward_packed(Tensor grad_out, Tensor qkv, Tensor out, Tensor lse, {_LAYOUT})"
+    " -> (Tensor, Tensor, Tensor)",
+    implementation=_attention_backward_packed,
+    fake=lambda grad_out, qkv, out, lse, *layout: (
+        torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device),
+        *_new_gamma_grads(out, *layout[7:9]),
+    ),
+)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *layout: Any) -> Tensor:
+        out, lse = _attention_op(q, k, v, *layout)
+        tensors = [x for x in layout if isinstance(x, Tensor)]
+        ctx.save_for_backward(q, k, v, out, lse, *tensors)
+        ctx.layout = [None if isinstance(x, Tensor) else x for x in layout]
+        ctx.tensors = [isinstance(x, Tensor) for x in layout]
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
+        layout = _restored(ctx, tensors)
+        *grads, q_gamma, k_gamma = _attention_backward_op(
+            grad_out.contiguous(), q, k, v, out, lse, *layout
+        )
+        return (*grads, *_layout_grads(layout, q_gamma, k_gamma))
+
+
+class _AttentionPacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, *layout: Any) -> Tensor:
+        out, lse = _attention_op(*qkv.unbind(1), *layout)
+        ctx.save_for_backward(qkv, out, lse, *[x for x in layout if isinstance(x, Tensor)])
+        ctx.layout = [None if isinstance(x, Tensor) else x for x in layout]
+        ctx.tensors = [isinstance(x, Tensor) for x in layout]
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, out, lse, *tensors = ctx.saved_tensors
+        layout = _restored(ctx, tensors)
+        grad, q_gamma, k_gamma = _attention_backward_packed_op(grad_out.contiguous(), qkv, out, lse, *layout)
+        return grad, *_layout_grads(layout, q_gamma, k_gamma)
+
+
+def _restored(ctx: Any, tensors: list[Tensor]) -> list[Any]:
+    rest = iter(tensors)
+    return [next(rest) if there else x for x, there in zip(ctx.layout, ctx.tensors, strict=True)]
+
+
+def _layout_grads(layout: list[Any], q_gamma: Tensor, k_gamma: Tensor) -> tuple[Tensor | None, ...]:
+    grads: list[Tensor | None] = [None] * len(layout)
+    grads[7] = None if layout[7] is None else q_gamma
+    grads[8] = None if layout[8] is None else k_gamma
+    return tuple(grads)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _wide_gamma(gamma: Tensor | None, q: Tensor) -> Tensor | None:
+    return None if gamma is None else gamma.to(_wide_dtype(q)).contiguous()
+
+
 # ---- sparse_window_attention -------------------------------------------------------------------------------
 
 
@@ -142,6 +321,34 @@ def rope_table(
     return torch.stack([angle.cos(), angle.sin()], -1).float().to(device)
 
 
+def _window_layout(
+    q: Tensor,
+    plan: WindowPlan,
+    scale: float | None,
+    q_gamma: Tensor | None,
+    k_gamma: Tensor | None,
+    rope: Tensor | None,
+) -> tuple[Any, ...]:
+    if len(q) != plan.num_tokens:
+        raise ValueError(f"`q` must have a row for each of the plan's {plan.num_tokens} voxels, got {len(q)}")
+    if rope is not None and len(rope) <= plan.max_coord:
+        raise ValueError(
+            f"`rope` must have a row for every coordinate up to {plan.max_coord}, got {len(rope)} rows"
+        )
+    return (
+        plan.cu_lengths,
+        plan.cu_lengths,
+        plan.run_offsets,
+        plan.run_starts,
+        plan.run_positions,
+        None if rope is None else plan.coords,
+        q.shape[-1] ** -0.5 if scale is None else float(scale),
+        _wide_gamma(q_gamma, q),
+        _wide_gamma(k_gamma, q),
+        rope,
+    )
+
+
 def sparse_window_attention(
     q: Tensor,
     k: Tensor,
@@ -153,24 +360,44 @@ def sparse_window_attention(
     k_gamma: Tensor | None = None,
     rope: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention of every voxel to those in its window.
+    """Softmax attention of every voxel to all voxels in its window.
+
+    Nothing is gathered, scattered or padded: a window is some runs of rows, see :func:`window_plan`. The norm
+    of q and k, and their rotation, are part of the kernel.
 
     Args:
-        q, k, v: (N, H, D), rows in the order of the plan's coordinates.
+        q, k, v: (N, H, D), one dtype of float16, bfloat16, float32, float64, in the order of the plan's
+            voxels. Views with strides, such as those of (N, 3, H, D), are taken as they are, if the features
+            lie side by side and each row of them at a multiple of 16 bytes. D: a multiple of 8, 16 to 128.
         plan: of :func:`window_plan`.
-        scale: of the scores; D ** -0.5 by default.
-        q_gamma, k_gamma: (H, D): q, k are divided by their norm and multiplied by gamma * sqrt(D) first.
-        rope: (P, F, 2), :func:`rope_table`: q and k are rotated by their coordinates, after the norm.
+        scale: of the scores; 1 / sqrt(D) if None.
+        q_gamma, k_gamma: (H, D), any float dtype, used in float32: q, or k, is divided by its norm and
+            multiplied by gamma * sqrt(D).
+        rope: (P, F, 2) float32, of :func:`rope_table`: afterwards q and k are rotated by their voxel's x, y
+            and z, features 2p and 2p + 1 by axis p // F and frequency p % F.
 
     Returns:
-        (N, H, D).
+        (N, H, D), dtype of ``q``.
+
+    Raises:
+        TypeError: not a tensor, wrong dtype.
+        ValueError: wrong shape, another device, strides that no kernel takes, a plan of other voxels.
+
+    Gradient: of q, k, v and the gammas, once; scores are computed again from the saved logarithm of each
+    row's sum.
+
+    Device: CPU and CUDA; no sync. Arithmetic in float32 (float64 for float64), results do not change from run
+    to run nor with the number of threads. On CUDA float16 and bfloat16 use the tensor cores.
+
+    Reference: Liu et al. 2021 (Swin), as TRELLIS does it with sparse voxels: partial windows at the border,
+    no mask and no bias. The softmax without a second pass is Milakov and Gimelshein's (2018) and Dao's
+    (2022); norm and rotation in TRELLIS.2's order.
     """
-    q_, k_ = _prepared(q, q_gamma, plan.coords, rope), _prepared(k, k_gamma, plan.coords, rope)
-    rows = _plan_rows(plan)
-    offsets = plan.cu_lengths
-    out = _packed(q_[rows], k_[rows], v[rows].to(q_.dtype), offsets, offsets, scale)
-    result = torch.zeros_like(q_)
-    return result.index_copy(0, rows, out).to(q.dtype)
+    _require_heads("q", q, "N, H, D")
+    layout = _window_layout(q, plan, scale, q_gamma, k_gamma, rope)
+    if _needs_grad(q, k, v, q_gamma, k_gamma):
+        return _Attention.apply(q, k, v, *layout)
+    return _attention_op(q, k, v, *layout)[0]
 
 
 def sparse_window_attention_packed(
@@ -183,8 +410,14 @@ def sparse_window_attention_packed(
     rope: Tensor | None = None,
 ) -> Tensor:
     """:func:`sparse_window_attention` of q, k and v in one tensor, (N, 3, H, D); so is the gradient."""
+    _require_heads("qkv", qkv, "N, 3, H, D")
+    if qkv.shape[1] != 3:
+        raise ValueError(f"`qkv` must have shape (N, 3, H, D), got {tuple(qkv.shape)}")
     q, k, v = qkv.unbind(1)
-    return sparse_window_attention(q, k, v, plan, scale=scale, q_gamma=q_gamma, k_gamma=k_gamma, rope=rope)
+    layout = _window_layout(q, plan, scale, q_gamma, k_gamma, rope)
+    if _needs_grad(qkv, q_gamma, k_gamma):
+        return _AttentionPacked.apply(qkv, *layout)
+    return _attention_op(q, k, v, *layout)[0]
 
 
 # ---- varlen_attention --------------------------------------------------------------------------------------
@@ -201,55 +434,43 @@ def varlen_attention(
     q_gamma: Tensor | None = None,
     k_gamma: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention of every sequence's queries to its own keys.
+    """Softmax attention of every sequence's queries to the keys of the same sequence.
 
     Args:
-        q: (total_q, H, D), the sequences one after the other.
+        q: (total_q, H, D), the sequences one after the other; as in :func:`sparse_window_attention`.
         k, v: (total_k, H, D).
-        cu_seqlens_q: (B + 1,) int32, where every sequence's queries begin, and total_q.
-        cu_seqlens_k: the same of the keys.
-        scale: of the scores; D ** -0.5 by default.
+        cu_seqlens_q: (B + 1,) int32, ascending from 0 to total_q: where every sequence begins. Checked on the
+            CPU only.
+        cu_seqlens_k: the same of the keys, to total_k.
+        scale: of the scores; 1 / sqrt(D) if None.
         q_gamma, k_gamma: (H, D), as in :func:`sparse_window_attention`.
 
     Returns:
-        (total_q, H, D); zeros for a sequence without keys.
+        (total_q, H, D), dtype of ``q``; zeros for a sequence without keys.
+
+    Raises:
+        TypeError: not a tensor, wrong dtype.
+        ValueError: wrong shape, another device, strides that no kernel takes, on the CPU wrong offsets.
+
+    Gradient: of q, k, v and the gammas, once.
+
+    Device: CPU and CUDA; no sync; results do not change from run to run nor with the number of threads.
+
+    Reference: Dao et al. 2022; see :func:`sparse_window_attention`.
     """
-    q_, k_ = _prepared(q, q_gamma, None, None), _prepared(k, k_gamma, None, None)
-    return _packed(q_, k_, v.to(q_.dtype), cu_seqlens_q, cu_seqlens_k, scale).to(q.dtype)
-
-
-def _prepared(x: Tensor, gamma: Tensor | None, coords: Tensor | None, rope: Tensor | None) -> Tensor:
-    x = x if x.dtype == torch.float64 else x.float()
-    if gamma is not None:
-        x = torch.nn.functional.normalize(x, dim=-1, eps=1e-12) * gamma.to(x.dtype) * x.shape[-1] ** 0.5
-    if rope is not None and coords is not None:
-        phases = rope[coords[:, 1:].long()].flatten(1, 2)[:, None].to(x.dtype)
-        cos, sin = phases.unbind(-1)
-        size = 2 * cos.shape[-1]
-        even, odd = x[..., 0:size:2], x[..., 1:size:2]
-        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
-        x = torch.cat([turned, x[..., size:]], -1)
-    return x
-
-
-def _plan_rows(plan: WindowPlan) -> Tensor:
-    lengths = plan.run_positions.diff().long()
-    shift = (plan.run_starts - plan.run_positions[:-1]).long()
-    return torch.arange(plan.num_tokens, device=plan.coords.device) + shift.repeat_interleave(lengths)
-
-
-def _packed(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, scale: float | None) -> Tensor:
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    parts = [q[:0]]
-    for queries, keys, values in zip(
-        q.split(cu_q.diff().tolist()),
-        k.split(cu_k.diff().tolist()),
-        v.split(cu_k.diff().tolist()),
-        strict=True,
-    ):
-        if len(keys) == 0:
-            parts.append(queries * 0)
-            continue
-        scores = torch.einsum("qhd,khd->hqk", queries, keys) * scale
-        parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values))
-    return torch.cat(parts)
+    _require_heads("q", q, "N, H, D")
+    layout = (
+        cu_seqlens_q,
+        cu_seqlens_k,
+        None,
+        None,
+        None,
+        None,
+        q.shape[-1] ** -0.5 if scale is None else float(scale),
+        _wide_gamma(q_gamma, q),
+        _wide_gamma(k_gamma, q),
+        None,
+    )
+    if _needs_grad(q, k, v, q_gamma, k_gamma):
+        return _Attention.apply(q, k, v, *layout)
+    return _attention_op(q, k, v, *layout)[0]
