@@ -221,7 +221,7 @@ def structure_tiny() -> StructureTrainConfig:
     kept; its model has eighty times the parameters.
     """
     return StructureTrainConfig(
-        model=SparseStructureConfig(channels=(8, 32, 64), num_res_blocks=1, num_res_blocks_middle=1),
+        model=SparseStructureConfig(channels=(16, 32, 64), num_res_blocks=1, num_res_blocks_middle=1),
         steps=2000,
         batch_size=8,
         crop=32,
