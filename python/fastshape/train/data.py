@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastshape.geometry import Prepared, draw_balanced, open_prepared
 from fastshape.geometry.prepared import read_prepared
-from fastshape.models.pretrained import CheckpointError, read_safetensors, write_safetensors
+from fastshape.runtime.files import CheckpointError, read_safetensors, write_safetensors
 from fastshape.train.augment import augment
 from fastshape.train.config import QUERY_KINDS, RunConfig, TrainConfig
 

@@ -8,8 +8,6 @@ import dataclasses
 import json
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -21,8 +19,9 @@ from torch import Tensor, nn
 
 from fastshape.losses import distance_loss, occupancy_loss, tsdf_loss
 from fastshape.models import CheckpointMetadata, FieldAutoencoder, PretrainedModel
-from fastshape.models.pretrained import atomic_path
 from fastshape.nn.posterior import Generators
+from fastshape.runtime.files import atomic_path
+from fastshape.runtime.interrupt import delayed_interrupt
 from fastshape.train import checkpoint, recipes
 from fastshape.train.board import open_board
 from fastshape.train.config import RunConfig, StructureTrainConfig, TrainConfig
@@ -214,7 +213,7 @@ def fit(
         run = _Run(config, samples, validation, initial, output_dir, group)
         run.restore(resume)
         board = stack.enter_context(open_board(run.directory, tensorboard and group.first, run.done))
-        interrupted = stack.enter_context(_delayed_interrupt())
+        interrupted = stack.enter_context(delayed_interrupt())
         advance = stack.enter_context(_progress_bar(config.steps, run.done, progress and group.first))
         for step, batch in run.batches(stack):
             parts = run.step(batch, step)
@@ -451,27 +450,6 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(former)
-
-
-@contextlib.contextmanager
-def _delayed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag, so that no step is cut in half; the second acts as ever."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = False
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager
