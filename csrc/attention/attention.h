@@ -18,10 +18,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "attention/half.h"
+#include "core/half.h"
 #include "core/host_device.h"
 
 namespace fastshape {
+
+template <class T>
+using wide = typename Wide<T>::type;
 
 // (rows, heads, head_dim), features side by side.
 template <class T>

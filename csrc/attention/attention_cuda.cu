@@ -2,6 +2,11 @@
 #include "attention/attention_plain.cuh"
 
 namespace fastshape::cuda {
+
+// attention_mma_cuda.cu
+template <class T>
+void attention_mma(const AttentionForward<T>& task, cudaStream_t stream);
+
 namespace {
 
 template <class T, int kSteps>
@@ -79,12 +84,15 @@ void attention(const AttentionForward<T>& task, cudaStream_t stream) {
          dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, stream, task);
 }
 
-#define FASTSHAPE_INSTANTIATE(T) \
-  template void attention<T>(const AttentionForward<T>&, cudaStream_t);
-FASTSHAPE_INSTANTIATE(float)
-FASTSHAPE_INSTANTIATE(double)
-FASTSHAPE_INSTANTIATE(BFloat16)
-FASTSHAPE_INSTANTIATE(Float16)
-#undef FASTSHAPE_INSTANTIATE
+template <>
+void attention<BFloat16>(const AttentionForward<BFloat16>& task, cudaStream_t stream) {
+  attention_mma(task, stream);
+}
+template <>
+void attention<Float16>(const AttentionForward<Float16>& task, cudaStream_t stream) {
+  attention_mma(task, stream);
+}
+template void attention<float>(const AttentionForward<float>&, cudaStream_t);
+template void attention<double>(const AttentionForward<double>&, cudaStream_t);
 
 }  // namespace fastshape::cuda

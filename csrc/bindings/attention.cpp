@@ -17,20 +17,6 @@ namespace {
 
 constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();
 
-template <class F>
-void with_any_float(const Tensor& tensor, F&& f) {
-  switch (tensor.dtype()) {
-    case DType::float16:
-      return f(Float16());
-    case DType::bfloat16:
-      return f(BFloat16());
-    case DType::float32:
-      return f(float());
-    default:
-      return f(double());
-  }
-}
-
 DType wide_dtype(const Tensor& tensor) {
   return tensor.dtype() == DType::float64 ? DType::float64 : DType::float32;
 }
