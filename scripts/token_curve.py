@@ -302,7 +302,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    model = models.load(options.model, device=options.device)
+    model = models.load(options.model, kind=FieldAutoencoder, device=options.device)
     settings: dict[str, Any] = {
         "points": options.points or max(model.config.num_inputs, *options.tokens),
         "resolution": options.resolution,

@@ -107,6 +107,18 @@ def closest_point_backward_workspace_bytes(num_points: int) -> int: ...
 def winding_number_workspace_bytes(num_points: int) -> int: ...
 def cast_rays_workspace_bytes(num_rays: int) -> int: ...
 def ray_parity_workspace_bytes(num_points: int) -> int: ...
+def voxelize_mesh_count(
+    vertices: Tensor, faces: Tensor, resolution: int, low: float, high: float, counts: Tensor
+) -> None: ...
+def voxelize_mesh_fill(
+    vertices: Tensor,
+    faces: Tensor,
+    resolution: int,
+    low: float,
+    high: float,
+    offsets: Tensor,
+    keys: Tensor,
+) -> None: ...
 
 # raster
 def rasterize(
@@ -264,10 +276,10 @@ def dual_surface_count(
     workspace: Tensor,
     count_workspace: Tensor,
     lowest: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     cases: Tensor,
     first_vertex: Tensor,
-    first_pair: Tensor,
+    first_pair: Tensor | None,
     totals: Tensor,
 ) -> None: ...
 def dual_surface_fill_workspace_bytes(num_quads: int, cuda: bool) -> int: ...
@@ -288,6 +300,21 @@ def dual_surface_fill(
     quads: Tensor,
     quad_kinds: Tensor,
 ) -> None: ...
+def dual_mesh_fill(
+    values: Tensor,
+    cubes: Tensor | None,
+    positions: Tensor | None,
+    level: float,
+    workspace: Tensor,
+    count_workspace: Tensor,
+    fill_workspace: Tensor,
+    lowest: Tensor,
+    rows: Tensor | None,
+    cases: Tensor,
+    first_vertex: Tensor,
+    vertices: Tensor,
+    faces: Tensor,
+) -> None: ...
 def sharp_vertices(
     points: Tensor,
     normals: Tensor,
@@ -298,7 +325,7 @@ def sharp_vertices(
     regularization: float,
     vertices: Tensor,
 ) -> None: ...
-def flexicubes_weights(raw: Tensor, sigmoid: bool, weights: Tensor) -> None: ...
+def flexicubes_weights(raw: Tensor, rows: Tensor, sigmoid: bool, weights: Tensor) -> None: ...
 def flexicubes(
     values: Tensor,
     cubes: Tensor | None,
@@ -329,6 +356,7 @@ def flexicubes_backward_workspace_bytes(
     num_features: int,
     positions: bool,
     centers: bool,
+    list: bool,
     wide: bool,
     cuda: bool,
 ) -> int: ...
@@ -356,6 +384,7 @@ def flexicubes_backward(
     grad_vertices: Tensor,
     grad_features: Tensor | None,
     grad_deviation: Tensor,
+    activated: bool,
     workspace: Tensor,
     grad_values: Tensor,
     grad_positions: Tensor | None,
@@ -373,3 +402,39 @@ def corner_mean(
     values: Tensor, index: Tensor, workspace: Tensor | None, mean: Tensor, counts: Tensor
 ) -> None: ...
 def corner_mean_workspace_bytes(num_voxels: int) -> int: ...
+
+# sparse
+def voxel_hash_slots(num_voxels: int) -> int: ...
+def voxel_hash(coords: Tensor, slots: Tensor, duplicate: Tensor) -> None: ...
+def neighbor_table(
+    coords: Tensor,
+    slots: Tensor,
+    queries: Tensor,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    rows: Tensor,
+) -> None: ...
+def invert_table(rows: Tensor, inverse: Tensor) -> None: ...
+def unique_voxels_workspace_bytes(num_voxels: int) -> int: ...
+def unique_voxels_count(
+    coords: Tensor,
+    factor: int,
+    batch_bits: int,
+    x_bits: int,
+    y_bits: int,
+    z_bits: int,
+    workspace: Tensor | None,
+    index: Tensor,
+    order: Tensor,
+    num_unique: Tensor,
+) -> None: ...
+def unique_voxels_fill(
+    coords: Tensor, factor: int, index: Tensor, order: Tensor, voxels: Tensor, offsets: Tensor
+) -> None: ...
+def make_segments_workspace_bytes(num_rows: int) -> int: ...
+def make_segments(index: Tensor, workspace: Tensor | None, order: Tensor, offsets: Tensor) -> None: ...
+def segment_reduce(
+    values: Tensor, order: Tensor, offsets: Tensor, reduction: int, out: Tensor, best: Tensor | None
+) -> None: ...
+def gather_segments(values: Tensor, index: Tensor, best: Tensor | None, out: Tensor) -> None: ...

@@ -50,6 +50,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 _SAFETENSORS_NAMES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
+    torch.int16: "I16",
     torch.int32: "I32",
     torch.int64: "I64",
     torch.float16: "F16",
@@ -64,7 +65,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     The safetensors package writes the metadata in a random order.
 
     Raises:
-        TypeError: a dtype other than bool, uint8, int32, int64, float16, float32 and float64.
+        TypeError: a dtype other than bool, uint8, int16, int32, int64, float16, float32 and float64.
     """
     header: dict[str, Any] = {}
     if metadata:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastshape.models.pretrained import load_exactly
 from fastshape.runtime.files import CheckpointError, changes, read_safetensors, write_safetensors
-from fastshape.train.config import TrainConfig
+from fastshape.train.config import RunConfig
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _FORMAT_VERSION = 2
@@ -28,7 +28,7 @@ def save(
     average: torch.nn.Module | None,
     optimizer: torch.optim.Optimizer,
     step: int,
-    config: TrainConfig,
+    config: RunConfig,
     data: list[str],
 ) -> None:
     """Writes the state after `step` steps."""
@@ -47,7 +47,7 @@ def restore(
     model: torch.nn.Module,
     average: torch.nn.Module | None,
     optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
+    config: RunConfig,
     data: list[str],
 ) -> int:
     """Puts the state back and returns the number of steps done.

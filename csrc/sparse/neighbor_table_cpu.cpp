@@ -1,0 +1,41 @@
+#include "sparse/neighbor_table.h"
+
+#include <algorithm>
+
+#include "core/parallel.h"
+
+namespace fastshape::cpu {
+namespace {
+
+constexpr int64_t kPiece = 1024;  // rows
+
+}  // namespace
+
+template <class Index>
+void neighbor_table(const NeighborTable<Index>& task) {
+  const int width = task.kernel_size * task.kernel_size * task.kernel_size;
+  parallel_for(task.num_queries, kPiece, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      const Voxel query = voxel_at(task.queries, m);
+      for (int k = 0; k < width; ++k) task.rows[width * m + k] = neighbor_row(task, query, k);
+    }
+  });
+}
+
+template void neighbor_table<int32_t>(const NeighborTable<int32_t>&);
+template void neighbor_table<int64_t>(const NeighborTable<int64_t>&);
+
+void invert_table(const InvertTable& task) {
+  std::fill(task.inverse, task.inverse + task.num_inverse * task.width, kNoRow);
+  parallel_for(task.num_rows, kPiece, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      for (int64_t k = 0; k < task.width; ++k) {
+        const int64_t row = task.rows[task.width * m + k];
+        if (row >= 0 && row < task.num_inverse)
+          task.inverse[task.width * row + k] = static_cast<int32_t>(m);
+      }
+    }
+  });
+}
+
+}  // namespace fastshape::cpu
