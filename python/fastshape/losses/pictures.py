@@ -112,36 +112,56 @@ def ssim(
             f"`image` must have shape (B, C, H, W), H and W at least {_SSIM_WINDOW} for border='valid', "
             f"got {tuple(image.shape)}"
         )
-    # What only the target has a part in is kept apart: it needs no gradient.
-    mean, square, product = _windows(torch.stack([image, image * image, image * target]), border)
-    mean_target, square_target = _windows(torch.stack([target, target * target]), border)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    variance, variance_target = square - mean * mean, square_target - mean_target * mean_target
-    covariance = product - mean * mean_target
-    top = (2 * mean * mean_target + c1) * (2 * covariance + c2)
-    bottom = (mean * mean + mean_target * mean_target + c1) * (variance + variance_target + c2)
-    return (top / bottom).mean((1, 2, 3))
+    similarity: Tensor = _Ssim.apply(image.flatten(0, 1), target.flatten(0, 1), data_range, border)
+    return similarity.view(image.shape[:2]).mean(1)
 
 
-def _windows(images: Tensor, border: str) -> Tensor:
-    """The Gaussian means of images (..., H, W)."""
-    reach = _SSIM_WINDOW // 2
-    means: Tensor = _Windows.apply(images.flatten(0, -3), reach if border == "zeros" else 0)
-    return means.unflatten(0, images.shape[:-2])
-
-
-class _Windows(torch.autograd.Function):
-    """The means of images (N, H, W) with `pad` zeros around each, where the window lies within those."""
+class _Ssim(torch.autograd.Function):
+    """Of pictures (N, H, W), (N,). Backward keeps a weight of each mean in each window, nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, pad: int) -> Tensor:
-        ctx.pad = pad
-        return _gaussian_means(images, pad)
+    def forward(ctx: Any, image: Tensor, target: Tensor, data_range: float, border: str) -> Tensor:
+        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+        pad = _SSIM_WINDOW // 2 if border == "zeros" else 0
+        mean, other, square, product = (
+            _gaussian_means(picture, pad)
+            for picture in (image, target, image * image + target * target, image * target)
+        )
+        # (2 m o + c1) (2 (p - m o) + c2) / ((m^2 + o^2 + c1) (s - m^2 - o^2 + c2))
+        both, lengths = mean * other, (mean * mean).addcmul_(other, other)
+        tops = (2 * both).add_(c1), product.sub_(both).mul_(2).add_(c2)
+        bottoms = lengths + c1, square.sub_(lengths).add_(c2)
+        below = (bottoms[0] * bottoms[1]).reciprocal_()
+        similarity = (tops[0] * tops[1]).mul_(below)
+        # Its derivatives, of a window: with respect to p and s, to m o, and twice that to m^2 + o^2.
+        of_product = tops[0].mul_(below).mul_(2)
+        of_square = (similarity / bottoms[1]).neg_()
+        of_both = tops[1].mul_(below).sub_(of_product, alpha=0.5).mul_(2)
+        of_lengths = bottoms[0].reciprocal_().mul_(similarity).add_(of_square).mul_(-2)
+        ctx.pad, ctx.number = pad, similarity[0].numel()
+        of_means = [
+            (of_both * theirs).addcmul_(of_lengths, own) if needed else None
+            for needed, own, theirs in zip(
+                ctx.needs_input_grad[:2], (mean, other), (other, mean), strict=True
+            )
+        ]
+        ctx.save_for_backward(image, target, of_square, of_product, *of_means)
+        return similarity.mean((1, 2))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _gaussian_means(grad, _SSIM_WINDOW - 1 - ctx.pad), None  # the window is symmetric
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        image, target, *windows = ctx.saved_tensors
+        grad = (grad / ctx.number)[:, None, None]
+        # The window is symmetric: what flows back through the means is a mean over a wider border.
+        square, product, *means = (
+            None if of is None else _gaussian_means(of, _SSIM_WINDOW - 1 - ctx.pad) for of in windows
+        )
+        grads = [
+            None if mean is None else mean.addcmul_(square, own, value=2).addcmul_(product, theirs).mul_(grad)
+            for mean, own, theirs in zip(means, (image, target), (target, image), strict=True)
+        ]
+        return *grads, None, None
 
 
 def _gaussian_means(images: Tensor, pad: int) -> Tensor:
