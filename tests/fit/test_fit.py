@@ -12,6 +12,7 @@ from fastshape import fit, geometry, ops
 from fastshape.fit.adam import RowAdam
 from fastshape.fit.coverage import Coverage
 from fastshape.fit.loop import _Run, centered_twins, distance_field, to_cube
+from fastshape.fit.tables import holes
 from fastshape.geometry import Mesh
 from fastshape.runtime.files import CheckpointError, write_safetensors
 
@@ -385,6 +386,23 @@ def test_the_checkpoint_of_another_fit_is_refused(tmp_path, mesh, changes, messa
     write_safetensors(file, {"x": torch.zeros(1)}, {})
     with pytest.raises(CheckpointError, match="is not a checkpoint of a fit"):
         fit.fit_mesh(sphere(), config, checkpoint_file=file)
+
+
+# ---- Its tables --------------------------------------------------------------------------------------------
+
+
+def test_holes_are_counted():
+    ring = geometry.shapes.torus(segments=16)
+    assert holes(sphere()) == 0
+    assert holes(ring) == 1
+    apart = Mesh(ring.vertices + torch.tensor([5.0, 0, 0]), ring.faces)
+    assert holes(Mesh.join([ring, apart, sphere()])) == 2
+    assert holes(half_pipe()) is None
+
+
+def test_an_unknown_table_is_refused():
+    with pytest.raises(ValueError, match=r"`names` must be of .*, got \['speed'\]"):
+        next(fit.tables(sphere(), SMALL, ["speed"]))
 
 
 # ---- Nothing to see ----------------------------------------------------------------------------------------

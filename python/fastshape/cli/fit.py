@@ -94,9 +94,10 @@ def _tables(mesh: Mesh, config: fit.FitConfig, names: Collection[str], path: Pat
         out.print(
             f"  {row.name}: {row.voxels_per_step:,.0f} of {row.num_voxels:,} voxels "
             f"({row.voxels_per_step / max(row.num_voxels, 1):.0%}), "
-            f"{1000 * row.seconds_per_step:.0f} ms a step, {memory}, "
+            f"{1000 * row.seconds_per_step:.0f} ms a step "
+            f"({1000 * row.cpu_seconds_per_step:.0f} of processors), {memory}, "
             f"CD-L1 {row.chamfer_l1:.5f} (floor {row.chamfer_l1_floor:.5f}), "
-            f"sharp-normal error {row.sharp_normal_error:.5f}, {row.open_edges} open edges",
+            f"sharp-normal error {row.sharp_normal_error:.5f}, {_holes(row)}",
             soft_wrap=True,
         )
         rows.append(row)
@@ -106,6 +107,14 @@ def _tables(mesh: Mesh, config: fit.FitConfig, names: Collection[str], path: Pat
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
     out.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _holes(row: fit.Row) -> str:
+    if row.holes is None:
+        return f"{row.open_edges} open edges"
+    return f"{row.holes} holes" + (
+        "" if row.holes_of_mesh is None else f" (the mesh has {row.holes_of_mesh})"
+    )
 
 
 def configuration(options: argparse.Namespace) -> fit.FitConfig:

@@ -152,7 +152,7 @@ class Fit:
         normalization: from the input's frame to twice that cube.
         num_voxels: of the last level.
         voxels_per_step: mean number that took part in a step of the last level.
-        seconds_per_step: its mean, of the last level.
+        seconds_per_step, cpu_seconds_per_step: means of the last level, by the clock and of all processors.
         empty_steps: steps of the last level whose picture showed nothing of the field's surface.
     """
 
@@ -162,6 +162,7 @@ class Fit:
     num_voxels: int
     voxels_per_step: float
     seconds_per_step: float
+    cpu_seconds_per_step: float
     empty_steps: int
 
 
@@ -309,7 +310,7 @@ class _Run:
         self.optimizer = RowAdam([field.corner_values, field.weights])
         self.wanted = _distances(field, self.distance)
         self.done = self.voxels = self.empty = 0
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     def more(self) -> bool:
         """Whether steps are left, of this level or, which begins then, of the next."""
@@ -331,7 +332,7 @@ class _Run:
         return True
 
     def step(self) -> Step:
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         config, field = self.config, self.field
         view = _look(field, self.target, config, self.coverage, self.generator)
         values = field.values(view.part)
@@ -362,6 +363,7 @@ class _Run:
                     stacklevel=3,
                 )
         self.seconds += time.perf_counter() - begin
+        self.cpu_seconds += time.process_time() - cpu_begin
         return Step(field.resolution, self.done, self._steps, value, len(view.part.rows), num_faces)
 
     def result(self) -> Fit:
@@ -372,6 +374,7 @@ class _Run:
             self.field.num_voxels,
             self.voxels / self._steps,
             self.seconds / self._steps,
+            self.cpu_seconds / self._steps,
             self.empty,
         )
 
@@ -408,7 +411,7 @@ class _Run:
             setattr(self, name, numbers[name])
 
 
-_NUMBERS = ("level", "done", "voxels", "empty", "seconds")
+_NUMBERS = ("level", "done", "voxels", "empty", "seconds", "cpu_seconds")
 
 
 # ---- A step ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 
 from fastshape.fit.loop import Fit, FitConfig, fit_mesh
 from fastshape.geometry import Mesh, evaluate
+from fastshape.geometry.orientation import joined
 from fastshape.geometry.sharp_normals import sharp_normal_error
 from fastshape.ops.rows import count_edges
 from fastshape.runtime.memory import peak_of
@@ -27,11 +28,14 @@ class Row(NamedTuple):
         name: what was different.
         num_voxels: of the last level.
         voxels_per_step: mean of those that took part in a step.
-        seconds_per_step: mean, of the last level.
+        seconds_per_step, cpu_seconds_per_step: means of the last level, by the clock and of all processors.
         peak_bytes: the most memory of the process beyond what it had before; None where that is not known.
         chamfer_l1, chamfer_l1_floor: in the box [-1, 1]^3.
         sharp_normal_error: see :func:`fastshape.geometry.sharp_normals.sharp_normal_error`.
-        open_edges: edges of the result with one face: the rims of holes, where the mesh is closed.
+        open_edges: edges of the result with one face: the rims of what was torn open, where the mesh is
+            closed.
+        holes, holes_of_mesh: that lead through the result and through the mesh: the genus of all parts
+            together, None where a surface is open. A slit in a thin wall is one.
     """
 
     table: str
@@ -39,11 +43,14 @@ class Row(NamedTuple):
     num_voxels: int
     voxels_per_step: float
     seconds_per_step: float
+    cpu_seconds_per_step: float
     peak_bytes: int | None
     chamfer_l1: float
     chamfer_l1_floor: float
     sharp_normal_error: float
     open_edges: int
+    holes: int | None
+    holes_of_mesh: int | None
 
 
 def cases(config: FitConfig) -> Iterator[tuple[str, str, FitConfig]]:
@@ -95,9 +102,22 @@ def _row(table: str, name: str, mesh: Mesh, config: FitConfig) -> Row:
         found.num_voxels,
         found.voxels_per_step,
         found.seconds_per_step,
+        found.cpu_seconds_per_step,
         peak,
         scores.scores.chamfer_l1,
         scores.floor.chamfer_l1,
         sharp_normal_error(found.mesh, mesh),
         count_edges(found.mesh.faces.int(), found.mesh.num_vertices).open,
+        holes(found.mesh),
+        holes(mesh),
     )
+
+
+def holes(mesh: Mesh) -> int | None:
+    """How many holes lead through a closed surface: its genus, by Euler's formula; None for any other."""
+    if not mesh.is_watertight:
+        return None
+    vertices = mesh.faces.unique()
+    parts = joined(mesh.faces[:, [0, 1]].flatten(), mesh.faces[:, [1, 2]].flatten(), mesh.num_vertices)
+    characteristic = len(vertices) - mesh.num_faces // 2  # V - E + F, E being 3 F / 2
+    return (2 * len(parts[vertices].unique()) - characteristic) // 2

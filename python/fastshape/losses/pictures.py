@@ -154,13 +154,15 @@ class _Ssim(torch.autograd.Function):
         image, target, *windows = ctx.saved_tensors
         grad = (grad / ctx.number)[:, None, None]
         # The window is symmetric: what flows back through the means is a mean over a wider border.
-        square, product, *means = (
-            None if of is None else _gaussian_means(of, _SSIM_WINDOW - 1 - ctx.pad) for of in windows
-        )
-        grads = [
-            None if mean is None else mean.addcmul_(square, own, value=2).addcmul_(product, theirs).mul_(grad)
-            for mean, own, theirs in zip(means, (image, target), (target, image), strict=True)
-        ]
+        pad = _SSIM_WINDOW - 1 - ctx.pad
+        square, product = (_gaussian_means(of, pad) for of in windows[:2])
+        grads: list[Tensor | None] = []
+        for of, own, theirs in zip(windows[2:], (image, target), (target, image), strict=True):
+            if of is None:
+                grads.append(None)
+                continue
+            sums = _gaussian_means(of, pad).addcmul_(square, own, value=2).addcmul_(product, theirs)
+            grads.append(sums.mul_(grad))
         return *grads, None, None
 
 
