@@ -367,6 +367,7 @@ class _Run:
         return Step(field.resolution, self.done, self._steps, value, len(view.part.rows), num_faces)
 
     def result(self) -> Fit:
+        self.optimizer = RowAdam([])  # its moments take more than the field
         return Fit(
             from_cube(self.field.mesh(), self.normalization),
             self.field,
