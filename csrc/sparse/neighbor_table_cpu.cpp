@@ -1,8 +1,10 @@
 #include "sparse/neighbor_table.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/parallel.h"
+#include "core/radix_sort.h"
 
 namespace fastshape::cpu {
 namespace {
@@ -36,6 +38,14 @@ void invert_table(const InvertTable& task) {
       }
     }
   });
+}
+
+void order_rows(const OrderRows& task) {
+  std::vector<KeyIndex> rows(static_cast<size_t>(task.num_rows));
+  for (int64_t m = 0; m < task.num_rows; ++m)
+    rows[static_cast<size_t>(m)] = {offset_bits(task, m), static_cast<uint32_t>(m)};
+  radix_sort(rows, task.width);
+  for (size_t i = 0; i < rows.size(); ++i) task.order[i] = static_cast<int32_t>(rows[i].index);
 }
 
 }  // namespace fastshape::cpu
