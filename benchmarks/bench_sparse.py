@@ -131,7 +131,7 @@ def in_torch(feats: Tensor, weight: Tensor, bias: Tensor, rows: Tensor) -> Calla
 def spconv_peer(feats: Tensor, weight: Tensor, bias: Tensor, coords: Tensor) -> Peer | None:
     """spconv's submanifold convolution, its pairs listed beforehand; on the CPU in training mode only."""
     spconv = installed("spconv.pytorch")
-    if spconv is None or feats.dtype != torch.float32 or feats.device.type != "cpu":
+    if spconv is None:
         return None
     layer = spconv.SubMConv3d(weight.shape[4], weight.shape[0], 3, padding=1, indice_key="table").train()
     layer.weight.data.copy_(weight)
@@ -139,10 +139,9 @@ def spconv_peer(feats: Tensor, weight: Tensor, bias: Tensor, coords: Tensor) -> 
     extent = (coords[:, 1:].amax(0) + 1).tolist()
     voxels = spconv.SparseConvTensor(feats, coords, extent, 1)
 
-    def run() -> Tensor:
+    def run() -> tuple[Tensor]:
         with torch.no_grad():
-            result: Tensor = layer(voxels).features
-        return result
+            return (layer(voxels).features,)
 
     run()
     return Peer(run, note="with more than one thread some rows of some calls are wrong")
@@ -184,25 +183,21 @@ def forward_case(
     dtype: torch.dtype,
 ) -> Case:
     feats, weight, bias = layer_of(device, table, channels, dtype)
-    peer = in_torch(feats, weight, bias, table.rows)
-    submanifold = table.inverse is None
+    peers: dict[str, Peer | None] = {
+        "torch": Peer(in_torch(feats, weight, bias, table.rows), result=lambda out: (out,))
+    }
+    if table.inverse is None and dtype == torch.float32 and device.type == "cpu":
+        peers["spconv"] = spconv_peer(feats, weight, bias, coords)
     flops, moved = costs(table, channels, dtype)
     return Case(
         run=lambda: (ops.sparse_conv3d(feats, weight, bias, table),),
         reference=lambda: (in_torch(feats.float(), weight.float(), bias.float(), table.rows)(),),
         check=near,
-        peers={
-            "torch": Peer(peer, result=lambda out: (out,)),
-            "spconv": with_tuple(spconv_peer(feats, weight, bias, coords)) if submanifold else None,
-        },
+        peers=peers,
         target=Target("torch", 1 / 3) if device.type == "cpu" and dtype == torch.float32 else None,
         flops=flops,
         bytes=moved,
     )
-
-
-def with_tuple(peer: Peer | None) -> Peer | None:
-    return None if peer is None else Peer(peer.run, result=lambda out: (out,), note=peer.note)
 
 
 def declare(shape: str, **parameters: Any) -> Callable[[Callable[..., Case]], Callable[..., Case]]:

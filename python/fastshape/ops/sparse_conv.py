@@ -110,8 +110,8 @@ def sparse_conv3d(feats: Tensor, weight: Tensor, bias: Tensor | None, table: Nei
 
     Device: CPU and CUDA; no sync. float32 and float64 are summed with fused multiply-adds in the same order
     on both, to the same bits where the processor has them; 16-bit floats on CUDA take tensor cores where
-    channels are a multiple of 8. A row's result depends neither on the other rows nor on the order of the voxels
-    or the number of threads. The gradient of the weight is summed in pieces that depend on the sizes alone.
+    channels are a multiple of 8. A row's result depends neither on the other rows nor on their order or the
+    number of threads. The gradient of the weight is summed in pieces that depend on the sizes alone.
 
     Reference: Graham et al. 2018, "3D Semantic Segmentation with Submanifold Sparse Convolutional Networks";
     Yan et al. 2018 (SECOND, spconv). Our own: the CPU lists the pairs of each block of rows and multiplies
