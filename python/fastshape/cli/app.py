@@ -160,7 +160,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     prepare.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
     prepare.add_argument(
-        "--preset", metavar="NAME", help="dora, vecset, lagem, vat or hunyuan; default: vecset"
+        "--preset", metavar="NAME", help="dora, vecset, lagem, vat, hunyuan or structure; default: vecset"
     )
     prepare.add_argument("--spec", metavar="FILE", help="a specification as JSON, instead of a preset")
     prepare.add_argument(
@@ -412,6 +412,12 @@ def _add_resolution(command: argparse.ArgumentParser) -> None:
         default=128,
         metavar="R",
         help="points of the extraction lattice along an axis; default: 128",
+    )
+    command.add_argument(
+        "--surface",
+        default="marching_cubes",
+        choices=("marching_cubes", "dual_marching_cubes"),
+        help="how the surface is made of them; default: marching_cubes",
     )
 
 

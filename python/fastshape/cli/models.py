@@ -27,7 +27,7 @@ def load_model(name: str) -> FieldAutoencoder:
     Raises:
         CheckpointError: nothing of that name, or not to be loaded.
     """
-    return models.load(name, device="cuda" if torch.cuda.is_available() else "cpu")
+    return models.load(name, kind=FieldAutoencoder, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def num_parameters(model: FieldAutoencoder) -> int:

@@ -12,20 +12,34 @@ from fastshape.nn.transformer import (
     SelfAttention,
     SelfAttentionBlock,
 )
+from fastshape.nn.volume import (
+    ChannelNorm3d,
+    Downsample3d,
+    GroupNorm3d,
+    ResBlock3d,
+    Upsample3d,
+    pixel_shuffle_3d,
+)
 
 __all__ = [
     "Attention",
+    "ChannelNorm3d",
     "CrossAttention",
     "CrossAttentionBlock",
+    "Downsample3d",
     "DropPath",
     "FeedForward",
     "FourierEmbed",
     "Generators",
+    "GroupNorm3d",
     "KLBottleneck",
     "LevelPosterior",
     "NormalizedBottleneck",
     "PointEmbed",
     "Posterior",
+    "ResBlock3d",
     "SelfAttention",
     "SelfAttentionBlock",
+    "Upsample3d",
+    "pixel_shuffle_3d",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastshape.geometry import Evaluation, Mesh, evaluate
+from fastshape.geometry import Evaluation, Mesh, SurfaceKind, evaluate
 from fastshape.models import FieldAutoencoder
 from fastshape.pipelines.encode_inputs import encoder_inputs
 from fastshape.pipelines.latents import Encoded
@@ -56,6 +56,7 @@ def reconstruct(
     model: FieldAutoencoder,
     *,
     resolution: int = 128,
+    surface: SurfaceKind = "marching_cubes",
     num_points: int | None = None,
     num_tokens: int | Sequence[int] | None = None,
     sample_posterior: bool = False,
@@ -72,6 +73,7 @@ def reconstruct(
         mesh: any mesh with a surface; it need not be closed.
         model: a trained autoencoder, in evaluation mode; `models.load` loads one of any family.
         resolution: points of the extraction lattice along an axis.
+        surface: how it is made of them; see `geometry.extract_surface`.
         num_points, num_tokens, sample_posterior: as in `encode_mesh`.
         seed: of every draw.
         metrics: compare the result with the input.
@@ -83,7 +85,7 @@ def reconstruct(
     """
     encoded, normalized = _encode(mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage)
     stages = _Stages(model, on_stage)
-    extracted = _decode(encoded, model, resolution, stages)
+    extracted = _decode(encoded, model, resolution, surface, stages)
     evaluation = None
     if metrics:
         with stages("evaluate"):
@@ -123,7 +125,12 @@ def encode_mesh(
 
 
 def decode_latents(
-    encoded: Encoded, model: FieldAutoencoder, *, resolution: int = 128, on_stage: OnStage | None = None
+    encoded: Encoded,
+    model: FieldAutoencoder,
+    *,
+    resolution: int = 128,
+    surface: SurfaceKind = "marching_cubes",
+    on_stage: OnStage | None = None,
 ) -> Mesh:
     """The surface that latents stand for, in the frame and unit of the mesh that they were made of.
 
@@ -131,6 +138,7 @@ def decode_latents(
         encoded: of `encode_mesh` or `load_latents`.
         model: the one that made them.
         resolution: points of the extraction lattice along an axis.
+        surface: how it is made of them; see `geometry.extract_surface`.
         on_stage: called with the name of each stage as it begins.
 
     Raises:
@@ -138,7 +146,8 @@ def decode_latents(
         NoSurfaceError: the decoded field has no surface.
     """
     encoded.require(model)
-    return encoded.normalization.undo_mesh(_decode(encoded, model, resolution, _Stages(model, on_stage)))
+    extracted = _decode(encoded, model, resolution, surface, _Stages(model, on_stage))
+    return encoded.normalization.undo_mesh(extracted)
 
 
 def token_counts(model: FieldAutoencoder, num_tokens: int | Sequence[int] | None) -> Any:
@@ -225,11 +234,13 @@ def _encode(
 
 
 @torch.no_grad()
-def _decode(encoded: Encoded, model: FieldAutoencoder, resolution: int, stages: _Stages) -> Mesh:
+def _decode(
+    encoded: Encoded, model: FieldAutoencoder, resolution: int, surface: SurfaceKind, stages: _Stages
+) -> Mesh:
     """The surface in the normalized frame."""
     with stages("decode"):
         levels = [level.to(stages.device, torch.float32) for level in encoded.latents]
         own = model.config.num_latents
         features = model.decode(levels if isinstance(own, tuple) else levels[0])
     with stages("extract"):
-        return model.extract(features, resolution)
+        return model.extract(features, resolution, surface=surface)
