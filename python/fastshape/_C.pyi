@@ -449,3 +449,52 @@ def sparse_conv3d_weight_grad_workspace_bytes(
 def sparse_conv3d_weight_grad(
     grad_out: Tensor, feats: Tensor, rows: Tensor, workspace: Tensor | None, grad_weight: Tensor
 ) -> None: ...
+
+# attention
+def voxel_order(coords: Tensor, workspace: Tensor | None, bad_row: Tensor, order: Tensor) -> None: ...
+def voxel_order_workspace_bytes(count: int) -> int: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    run_offsets: Tensor | None,
+    run_starts: Tensor | None,
+    run_positions: Tensor | None,
+    coords: Tensor | None,
+    scale: float,
+    q_gamma: Tensor | None,
+    k_gamma: Tensor | None,
+    rope: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+) -> None: ...
+def attention_gamma_parts(num_rows: int, num_sequences: int) -> int: ...
+def attention_backward_workspace_bytes(
+    num_queries: int, num_sequences: int, num_heads: int, head_dim: int, is_wide: bool, cuda: bool
+) -> int: ...
+def attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    run_offsets: Tensor | None,
+    run_starts: Tensor | None,
+    run_positions: Tensor | None,
+    coords: Tensor | None,
+    scale: float,
+    q_gamma: Tensor | None,
+    k_gamma: Tensor | None,
+    rope: Tensor | None,
+    workspace: Tensor | None,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    q_gamma_grad: Tensor | None,
+    k_gamma_grad: Tensor | None,
+) -> None: ...
