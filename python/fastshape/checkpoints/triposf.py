@@ -1,8 +1,8 @@
 """Checkpoints of TripoSF (github.com/VAST-AI-Research/TripoSF): its `TripoSFVAEInference`.
 
-The parameters have the names `local_pc_encoder.`, `encoder.` and `decoder.` here too; those of the subdivisions
-differ. One of them is stored in a way of its own: spconv takes the memory of a convolution of 1^3 as (in, out),
-though its shape says (out, 1, 1, 1, in).
+The parameters have the names of `local_pc_encoder.`, `encoder.` and `decoder.` here too, but for those of the
+subdivisions. One of these is stored in a way of its own: spconv takes the memory of a convolution of 1^3 as
+(in, out), though its shape says (out, 1, 1, 1, in).
 """
 
 from __future__ import annotations
@@ -120,7 +120,5 @@ def load(
     compare_shapes(expected, {key: tuple(value.shape) for key, value in state.items()}, name)
     model = TripoSFVAE(config)
     model.load_state_dict({ours: converted(key, state[key]) for ours, key in names.items()}, strict=True)
-    model.metadata = CheckpointMetadata(
-        license="MIT", source="TripoSF (github.com/VAST-AI-Research/TripoSF)"
-    )
+    model.metadata = CheckpointMetadata(license="MIT", source="TripoSF (github.com/VAST-AI-Research/TripoSF)")
     return model.eval()

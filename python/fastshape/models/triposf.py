@@ -1,9 +1,9 @@
 """TripoSF's autoencoder: a surface, open or closed, as latents of the voxels around it.
 
-He et al.: "SparseFlex: High-Resolution and Arbitrary-Topology 3D Shape Modeling", ICCV 2025 (arXiv 2503.21732);
-layers and sizes are those of its code.
+He et al.: "SparseFlex: High-Resolution and Arbitrary-Topology 3D Shape Modeling", ICCV 2025 (arXiv
+2503.21732); layers and sizes are those of its code.
 
-    points (N, 6), voxels (V, 4)              points and unit normals of the surface; the voxels that it touches
+    points (N, 6), voxels (V, 4)              points and normals of the surface; the voxels that it touches
     f = PointNet pooled over each voxel's points                                   (V, feature_dim)
     x = linear(f) + embed(voxel); depth times: window attention, feed-forward      every second window shifted
     z ~ N(to_mean(norm(x)), exp(to_logvar(norm(x))))                               (V, latent_channels)
@@ -11,13 +11,14 @@ layers and sizes are those of its code.
     twice: voxels to their eight children, each with a logit: is the surface in it?
     distance, deformation and weights of each fine voxel (53 numbers), and FlexiCubes over them
 
-The decoder's subdivision runs in overlapping cubes of the grid, so that its memory is bounded. Its norms take the
-statistics of what they see: the result depends on the cubes. `merge="official"` keeps the official code's,
-with voxels that are there twice along their borders; "exact" keeps each voxel once.
+The decoder's subdivision runs in overlapping cubes of the grid, so that its memory is bounded. Its norms take
+the statistics of what they see: the result depends on the cubes. `merge="official"` keeps the official
+code's, with voxels that are there twice along their borders; "exact" keeps each voxel once.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -117,12 +118,13 @@ class SparsePosterior(NamedTuple):
         if generator is not None and not isinstance(generator, torch.Generator):
             if len(generator) != self.mean.batch_size:
                 raise ValueError(
-                    f"`generator` must be one, or one for each of {self.mean.batch_size}, got {len(generator)}"
+                    f"`generator` must be one, or one for each of {self.mean.batch_size}, "
+                    f"got {len(generator)}"
                 )
             offsets = self.mean.offsets
             parts = [
                 Posterior(self.mean.feats[begin:end], self.logvar[begin:end]).sample(one)
-                for one, begin, end in zip(generator, offsets, offsets[1:], strict=False)
+                for one, (begin, end) in zip(generator, itertools.pairwise(offsets), strict=True)
             ]
             return self.mean.replace(torch.cat(parts))
         return self.mean.replace(Posterior(self.mean.feats, self.logvar).sample(generator, noise=noise))
@@ -173,7 +175,7 @@ class TripoSFDecoder(SparseTransformer):
         )
         widths = (config.dim, config.dim // 4, config.dim // 8)
         self.upsample = nn.ModuleList(
-            SubdivideBlock(a, b, groups=config.groups) for a, b in zip(widths, widths[1:], strict=False)
+            SubdivideBlock(a, b, groups=config.groups) for a, b in itertools.pairwise(widths)
         )
         self.out_layer = nn.Linear(widths[-1], SHAPE_CHANNELS)
 
@@ -262,11 +264,11 @@ class TripoSFVAE(PretrainedModel):
         cloud = torch.cat(clouds)
         with torch.autocast(cloud.device.type, enabled=False):  # in single precision, as the official code
             within, places = voxel_places(cloud[:, :3], self.config.resolution, self.bounds)
-            item = torch.repeat_interleave(
+            items = torch.repeat_interleave(
                 torch.arange(len(clouds), dtype=torch.int32, device=cloud.device),
                 torch.tensor([len(part) for part in clouds], device=cloud.device),
             )
-            rows = ops.lookup_voxels(layout.coords, torch.cat([item[:, None], within], 1))
+            rows = ops.lookup_voxels(layout.coords, torch.cat([items[:, None], within], 1))
             dtype = self.local_pc_encoder.fc_pos.weight.dtype
             feats = self.local_pc_encoder(cloud[:, 3:].to(dtype), rows, places.to(dtype), len(layout))
         return layout.replace(feats)
@@ -308,7 +310,7 @@ class TripoSFVAE(PretrainedModel):
                 authors advise it for open surfaces.
             merge: "exact": each fine voxel once; "official": chunks keep three fine voxels more along each
                 axis, which are then there twice, as in the official code.
-            chunks: along an axis; None is the official code's: 4, or 8 for an item of 150,000 voxels and more.
+            chunks: along an axis; None is the official code's: 4, or 8 for 150,000 voxels and more.
 
         Returns:
             53 channels of each fine voxel: chunk after chunk of each item.
@@ -404,9 +406,7 @@ class TripoSFVAE(PretrainedModel):
             )
 
 
-def _chunks(
-    places: Tensor, resolution: int, count: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _chunks(places: Tensor, resolution: int, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The chunks of a grid that have voxels (N, 3), x slowest: their first voxel, the rows of the voxels in
     them and in the margin around them, and their end.
     """

@@ -44,9 +44,11 @@ class SparseGroupNorm(nn.GroupNorm):
     def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__(groups, channels, eps=1e-5)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
         """x of `channels` -> the same voxels, channels and dtype."""
-        groups = at_least_single(x.feats).unflatten(1, (self.num_groups, -1))  # (N, groups, channels / groups)
+        groups = at_least_single(x.feats).unflatten(
+            1, (self.num_groups, -1)
+        )  # (N, groups, channels / groups)
         mean = ops.segment_reduce(groups.mean(-1).contiguous(), x.items)  # (B, groups)
         centered = groups - ops.gather_segments(mean, x.items)[..., None]
         variance = ops.segment_reduce(centered.square().mean(-1).contiguous(), x.items)
@@ -88,14 +90,14 @@ class SubdivideBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: SparseTensor, *, prune: bool = False) -> tuple[SparseTensor, Tensor | None]:
-        """x of `channels` -> its children of `out_channels`, child after child of each voxel, and their logits.
+        """x of `channels` -> its children of `out_channels`, and their logits.
 
         Args:
             x: the voxels.
             prune: leave the children out whose logit is negative.
 
         Returns:
-            The children, and the logits (8 N,) of all of them; None without.
+            The children, those of a voxel behind each other, and the logits (8 N,) of all; None without.
         """
         hidden = self.norm1(x)
         coords = ops.subdivide_voxels(x.coords)

@@ -93,7 +93,7 @@ class _HeadNorms(nn.Module):
         self.k_rms_norm = HeadNorm(heads, self.head_dim) if qk_norm else None
 
     def _options(self) -> dict[str, object]:
-        """Scale and factors for heads that may be padded: the kernel's norm has the root of the padded size."""
+        """Scale and factors for heads that may be padded: the kernels' norm has the padded size's root."""
         padded = max(_LEAST_HEAD, -(-self.head_dim // _HEAD_STEP) * _HEAD_STEP)
         root = (self.head_dim / padded) ** 0.5
         gammas = {
@@ -137,7 +137,9 @@ class SparseSelfAttention(_HeadNorms):
         if rope and mode != "windowed":
             raise ValueError("`rope` is for the mode 'windowed'")
         if rope and self.head_dim % _HEAD_STEP:
-            raise ValueError(f"`rope` needs heads of a multiple of {_HEAD_STEP} channels, got {self.head_dim}")
+            raise ValueError(
+                f"`rope` needs heads of a multiple of {_HEAD_STEP} channels, got {self.head_dim}"
+            )
         self.mode, self.window, self.shift, self.rope = mode, window, shift, rope
         self.to_qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.to_out = nn.Linear(dim, dim)

@@ -1,4 +1,4 @@
-"""Recipes: functions that return the configuration of a run; small ones for a CPU, then the published ones."""
+"""Recipes: functions that return the configuration of a run; small ones for a CPU, and the published."""
 
 from __future__ import annotations
 
