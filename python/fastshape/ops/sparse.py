@@ -20,7 +20,9 @@ class NeighborTable(NamedTuple):
     """Which rows a convolution sums, as :func:`neighbor_table` gives it."""
 
     rows: Tensor
-    inverse: Tensor | None
+    inverse: Tensor | None = None
+    order: Tensor | None = None
+    inverse_order: Tensor | None = None
 
     def transposed(self) -> NeighborTable:
         """The table of the inverse convolution, from the queries back to the voxels.
@@ -30,8 +32,8 @@ class NeighborTable(NamedTuple):
         ``SparseInverseConv3d`` and torch's ``conv_transpose3d``.
         """
         if self.inverse is None:
-            return NeighborTable(self.rows.flip(1), None)
-        return NeighborTable(self.inverse, self.rows)
+            return NeighborTable(self.rows.flip(1), None, self.order)
+        return NeighborTable(self.inverse, self.rows, self.inverse_order, self.order)
 
 
 def _hash(coords: Tensor, name: str, *, distinct: bool) -> Tensor:
