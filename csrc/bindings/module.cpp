@@ -9,6 +9,7 @@ namespace py = pybind11;
 
 namespace fastshape {
 
+void bind_attention(py::module_& m);
 void bind_carving(py::module_& m);
 void bind_dual_surface(py::module_& m);
 void bind_geometry(py::module_& m);
@@ -67,6 +68,7 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   m.doc() = "fastshape's kernels. Use fastshape.ops: it checks, allocates and differentiates.";
   fastshape::translate_exceptions();
   fastshape::bind_runtime(m);
+  fastshape::bind_attention(m);
   fastshape::bind_carving(m);
   fastshape::bind_dual_surface(m);
   fastshape::bind_geometry(m);

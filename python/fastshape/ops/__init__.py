@@ -1,5 +1,12 @@
 """The kernels: tensors in, tensors out. Every operator runs on the CPU and on CUDA with the same results."""
 
+from fastshape.ops.attention import WindowPlan as WindowPlan
+from fastshape.ops.attention import rope_table as rope_table
+from fastshape.ops.attention import sparse_window_attention as sparse_window_attention
+from fastshape.ops.attention import sparse_window_attention_packed as sparse_window_attention_packed
+from fastshape.ops.attention import varlen_attention as varlen_attention
+from fastshape.ops.attention import voxel_order as voxel_order
+from fastshape.ops.attention import window_plan as window_plan
 from fastshape.ops.carving import carve_threshold as carve_threshold
 from fastshape.ops.carving import depth_carve as depth_carve
 from fastshape.ops.carving import dilate as dilate

@@ -225,8 +225,8 @@ def _encode(
     *,
     check: bool = False,
 ) -> tuple[Encoded, Mesh, Tensor | None]:
-    """The encoded mesh, with the weights' fingerprint where that is to be checked; the normalized mesh; and of
-    a structure model the voxels.
+    """The encoded mesh, with the weights' fingerprint where that is to be checked; the normalized mesh; of a
+    structure model the voxels too.
     """
     counts = token_counts(model, num_tokens)
     stages = _Stages(model, on_stage)
