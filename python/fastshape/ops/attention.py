@@ -254,9 +254,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         layout = _restored(ctx, tensors)
-        *grads, q_gamma, k_gamma = _attention_backward_op(
-            grad_out.contiguous(), q, k, v, out, lse, *layout
-        )
+        *grads, q_gamma, k_gamma = _attention_backward_op(grad_out.contiguous(), q, k, v, out, lse, *layout)
         return (*grads, *_layout_grads(layout, q_gamma, k_gamma))
 
 
