@@ -55,8 +55,10 @@ def sphere(count: int = 3000, seed: int = 0) -> torch.Tensor:
     return torch.cat([0.4 * normals, normals], 1)
 
 
-def sphere_voxels(resolution: int = 16, item: int = 0) -> torch.Tensor:
-    voxels = ops.voxelize_points(sphere(20_000)[:, :3], resolution, (-0.5, 0.5))
+def sphere_voxels(item: int = 0) -> torch.Tensor:
+    """Some of the voxels of its upper half."""
+    voxels = ops.voxelize_points(sphere(20_000)[:, :3], 16, (-0.5, 0.5))
+    voxels = voxels[voxels[:, 2] > 11]
     return torch.nn.functional.pad(voxels, (1, 0), value=item)
 
 
@@ -152,17 +154,19 @@ def test_golden_decoder(golden_decoder):
 
 
 def test_exact_chunks_have_every_voxel_once(golden_decoder):
-    golden, model, latents = golden_decoder
+    _, model, latents = golden_decoder
     fine, twice = model.decode(latents), model.decode(latents, merge="official")
     expected = ops.subdivide_voxels(ops.subdivide_voxels(latents.coords))
     assert torch.equal(ops.unique_voxels(fine.coords).coords, ops.unique_voxels(expected).coords)
     assert len(fine) == len(expected) == 64 * len(latents)
     assert len(twice) > len(fine)
-    # Each of them is as the official chunk that owns it has it.
-    row = ops.lookup_voxels(twice.coords, fine.coords)
+    # Each of them is as the official chunk that owns it has it: one of the copies there.
+    row = ops.lookup_voxels(fine.coords, twice.coords)
     assert (row >= 0).all()
-    same = (twice.feats[row] - fine.feats).abs().amax(1) < 1e-4
-    assert same.float().mean() > 0.7
+    error = (twice.feats - fine.feats[row]).abs().amax(1)
+    least = torch.full((len(fine),), torch.inf).scatter_reduce(0, row, error, "amin")
+    assert least.max() < 1e-4
+    assert error.max() > 0.1  # and the others are not
 
 
 # ---- Chunks ------------------------------------------------------------------------------------------------
@@ -219,7 +223,7 @@ def test_items_do_not_see_each_other(model):
     voxels = torch.cat([sphere_voxels(), sphere_voxels(item=1)[: len(sphere_voxels()) // 2]])
     clouds = [sphere(), sphere(seed=1)]
     posterior = model.encode(clouds, voxels)
-    fine = model.decode(posterior.mode())
+    fine = model.decode(posterior.mode(), chunks=1)
     assert fine.batch_size == 2
     kl = posterior.kl()
     for item in range(2):
@@ -227,7 +231,9 @@ def test_items_do_not_see_each_other(model):
         alone = model.encode(clouds[item], rows.int())
         torch.testing.assert_close(alone.mean.feats, posterior.mean[item].feats, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(alone.kl()[0], kl[item], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(model.decode(alone.mode()).feats, fine[item].feats, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            model.decode(alone.mode(), chunks=1).feats, fine[item].feats, rtol=1e-3, atol=1e-4
+        )
     generators = [generator(1), generator(2)]
     drawn = posterior.sample(generators)
     again = model.encode(clouds[1], (voxels[voxels[:, 0] == 1] - torch.tensor([1, 0, 0, 0])).int())
@@ -311,7 +317,7 @@ def test_inputs_of_an_open_mesh(model):
     again = pipelines.sparse_inputs(upper, model, num_points=5000, generator=generator(0))
     assert torch.equal(again.points, inputs.points)
     with torch.no_grad():
-        fine = model.decode(model.encode(inputs.points, inputs.voxels).mode())
+        fine = model.decode(model.encode(inputs.points, inputs.voxels).mode(), chunks=1)
     assert len(fine) == 64 * len(inputs.voxels)
 
 

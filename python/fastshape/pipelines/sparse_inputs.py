@@ -1,4 +1,4 @@
-"""What the autoencoders of sparse latents are shown of a mesh: points with normals, and voxels around them."""
+"""What autoencoders of sparse latents are shown of a mesh: points with normals, and voxels around them."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def sparse_inputs(
 ) -> SparseInputs:
     """Normalizes a mesh, draws points of its surface, and finds the voxels around it.
 
-    The mesh is taken as it is: open surfaces stay open, inner ones stay, and normals are those of the faces as
-    they are wound. The voxels are those that a face touches, and those that a point or one of its 26 neighbors
-    at 1 / (4 R - 1) along each axis lies in.
+    The mesh is taken as it is: open surfaces stay open, inner ones stay, and normals are those of the faces
+    as they are wound. The voxels are those that a face touches, and those that a point or one of its 26
+    neighbors at 1 / (4 R - 1) along each axis lies in.
 
     Args:
         mesh: any mesh with a surface.
