@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fastshape.runtime.memory import peak_of
+
 from . import machine, measure
 from .registry import Case, Peer, Row
 
@@ -63,7 +65,7 @@ def run_row(
         record["clock"] = case.clock
         record |= _limits(case, row, device, limits, own)
         if case.memory:
-            record["memory_peak_bytes"] = measure.peak_memory(case.run, device)
+            record["memory_peak_bytes"] = peak_of(case.run, device)
         if case.counts is not None:
             record["counts"] = dict(case.counts())
         for name, timing in timings.items():

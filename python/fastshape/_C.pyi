@@ -276,10 +276,10 @@ def dual_surface_count(
     workspace: Tensor,
     count_workspace: Tensor,
     lowest: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     cases: Tensor,
     first_vertex: Tensor,
-    first_pair: Tensor,
+    first_pair: Tensor | None,
     totals: Tensor,
 ) -> None: ...
 def dual_surface_fill_workspace_bytes(num_quads: int, cuda: bool) -> int: ...
@@ -300,6 +300,21 @@ def dual_surface_fill(
     quads: Tensor,
     quad_kinds: Tensor,
 ) -> None: ...
+def dual_mesh_fill(
+    values: Tensor,
+    cubes: Tensor | None,
+    positions: Tensor | None,
+    level: float,
+    workspace: Tensor,
+    count_workspace: Tensor,
+    fill_workspace: Tensor,
+    lowest: Tensor,
+    rows: Tensor | None,
+    cases: Tensor,
+    first_vertex: Tensor,
+    vertices: Tensor,
+    faces: Tensor,
+) -> None: ...
 def sharp_vertices(
     points: Tensor,
     normals: Tensor,
@@ -310,7 +325,7 @@ def sharp_vertices(
     regularization: float,
     vertices: Tensor,
 ) -> None: ...
-def flexicubes_weights(raw: Tensor, sigmoid: bool, weights: Tensor) -> None: ...
+def flexicubes_weights(raw: Tensor, rows: Tensor, sigmoid: bool, weights: Tensor) -> None: ...
 def flexicubes(
     values: Tensor,
     cubes: Tensor | None,
@@ -341,6 +356,7 @@ def flexicubes_backward_workspace_bytes(
     num_features: int,
     positions: bool,
     centers: bool,
+    list: bool,
     wide: bool,
     cuda: bool,
 ) -> int: ...
@@ -368,6 +384,7 @@ def flexicubes_backward(
     grad_vertices: Tensor,
     grad_features: Tensor | None,
     grad_deviation: Tensor,
+    activated: bool,
     workspace: Tensor,
     grad_values: Tensor,
     grad_positions: Tensor | None,

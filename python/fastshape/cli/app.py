@@ -413,6 +413,12 @@ def _add_resolution(command: argparse.ArgumentParser) -> None:
         metavar="R",
         help="points of the extraction lattice along an axis; default: 128",
     )
+    command.add_argument(
+        "--surface",
+        default="marching_cubes",
+        choices=("marching_cubes", "dual_marching_cubes"),
+        help="how the surface is made of them; default: marching_cubes",
+    )
 
 
 def _at_least(least: int) -> type[int]:

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         encoded = load_latents(item.source)
         model = load(options.model) if options.model else _maker(encoded, item, load)
         try:
-            mesh = decode_latents(encoded, model, resolution=options.resolution)
+            mesh = decode_latents(encoded, model, resolution=options.resolution, surface=options.surface)
         except LatentsError as error:
             raise LatentsError(f"{item.source}: {error}") from None
         save(mesh, item.output)

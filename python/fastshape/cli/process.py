@@ -45,6 +45,7 @@ def process(jobs: Sequence[Job], options: argparse.Namespace, *, folder: Path | 
     model, facts = _choose(options, jobs, folder, run_dir, console)
     settings = ReconstructSettings(
         resolution=options.resolution,
+        surface=options.surface,
         num_tokens=options.tokens,
         sample_posterior=options.sample,
         seed=options.seed,
@@ -185,7 +186,8 @@ def _settings_line(settings: ReconstructSettings) -> str:
     tokens = "the model's own number of" if settings.num_tokens is None else f"{settings.num_tokens}"
     latents = "a draw from" if settings.sample_posterior else "the mode of"
     return (
-        f"{tokens} tokens, {latents} the posterior; a lattice of {settings.resolution} points along an axis; "
+        f"{tokens} tokens, {latents} the posterior; a lattice of {settings.resolution} points along an axis, "
+        f"{settings.surface.replace('_', ' ')}; "
         f"{settings.num_samples:,} points per surface in the comparison; seed {settings.seed}"
     )
 

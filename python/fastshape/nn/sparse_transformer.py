@@ -93,7 +93,7 @@ class _HeadNorms(nn.Module):
         self.k_rms_norm = HeadNorm(heads, self.head_dim) if qk_norm else None
 
     def _options(self) -> dict[str, object]:
-        """Scale and factors for heads that may be padded: the kernels' norm has the padded size's root."""
+        """Scale and factors for heads that may be padded: the kernel's norm has the padded size's root."""
         padded = max(_LEAST_HEAD, -(-self.head_dim // _HEAD_STEP) * _HEAD_STEP)
         root = (self.head_dim / padded) ** 0.5
         gammas = {

@@ -18,8 +18,8 @@ from fastshape.ops.corners import VoxelCorners as VoxelCorners
 from fastshape.ops.corners import corner_mean as corner_mean
 from fastshape.ops.corners import corner_neighbors as corner_neighbors
 from fastshape.ops.corners import voxel_corners as voxel_corners
+from fastshape.ops.dual_mesh import dual_marching_cubes as dual_marching_cubes
 from fastshape.ops.dual_surface import DualSurface as DualSurface
-from fastshape.ops.dual_surface import dual_marching_cubes as dual_marching_cubes
 from fastshape.ops.dual_surface import flexicubes as flexicubes
 from fastshape.ops.isosurface import flood_fill as flood_fill
 from fastshape.ops.isosurface import marching_cubes as marching_cubes

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastshape import __version__
 from fastshape.geometry import Normalization
 from fastshape.models import Autoencoder, CheckpointError
-from fastshape.models.pretrained import atomic_path, read_safetensors, safetensors_bytes
+from fastshape.runtime.files import atomic_path, read_safetensors, safetensors_bytes
 
 SUFFIX = ".safetensors"
 _FORMAT = "fastshape latents"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastshape.geometry import Evaluation, Mesh, Normalization, evaluate
+from fastshape.geometry import Evaluation, Mesh, Normalization, SurfaceKind, evaluate
 from fastshape.models import Autoencoder, SparseStructureVAE
 from fastshape.pipelines.encode_inputs import encoder_inputs
 from fastshape.pipelines.latents import Encoded
@@ -66,6 +66,7 @@ def reconstruct(
     model: Autoencoder,
     *,
     resolution: int = 128,
+    surface: SurfaceKind = "marching_cubes",
     num_points: int | None = None,
     num_tokens: int | Sequence[int] | None = None,
     sample_posterior: bool = False,
@@ -82,6 +83,7 @@ def reconstruct(
         mesh: any mesh with a surface; it need not be closed.
         model: a trained autoencoder, in evaluation mode; `models.load` loads one of any family.
         resolution: points of the extraction lattice along an axis; a structure model has its own voxels.
+        surface: how it is made of them; see `geometry.extract_surface`.
         num_points, num_tokens, sample_posterior: as in `encode_mesh`.
         seed: of every draw.
         metrics: compare the result with the input.
@@ -95,7 +97,7 @@ def reconstruct(
         mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage
     )
     stages = _Stages(model, on_stage)
-    extracted, logits = _decode(encoded, model, resolution, stages)
+    extracted, logits = _decode(encoded, model, resolution, surface, stages)
     evaluation = None
     if metrics:
         with stages("evaluate"):
@@ -143,7 +145,12 @@ def encode_mesh(
 
 
 def decode_latents(
-    encoded: Encoded, model: Autoencoder, *, resolution: int = 128, on_stage: OnStage | None = None
+    encoded: Encoded,
+    model: Autoencoder,
+    *,
+    resolution: int = 128,
+    surface: SurfaceKind = "marching_cubes",
+    on_stage: OnStage | None = None,
 ) -> Mesh:
     """The surface that latents stand for, in the frame and unit of the mesh that they were made of.
 
@@ -151,6 +158,7 @@ def decode_latents(
         encoded: of `encode_mesh` or `load_latents`.
         model: the one that made them.
         resolution: points of the extraction lattice along an axis.
+        surface: how it is made of them; see `geometry.extract_surface`.
         on_stage: called with the name of each stage as it begins.
 
     Raises:
@@ -158,7 +166,7 @@ def decode_latents(
         NoSurfaceError: the decoded field has no surface.
     """
     encoded.require(model)
-    mesh, _ = _decode(encoded, model, resolution, _Stages(model, on_stage))
+    mesh, _ = _decode(encoded, model, resolution, surface, _Stages(model, on_stage))
     return encoded.normalization.undo_mesh(mesh)
 
 
@@ -276,7 +284,7 @@ def _encoded(
 
 @torch.no_grad()
 def _decode(
-    encoded: Encoded, model: Autoencoder, resolution: int, stages: _Stages
+    encoded: Encoded, model: Autoencoder, resolution: int, surface: SurfaceKind, stages: _Stages
 ) -> tuple[Mesh, Tensor | None]:
     """The surface in the normalized frame, and of a structure model the logits of its voxels."""
     levels = [level.to(stages.device, torch.float32) for level in encoded.latents]
@@ -289,4 +297,4 @@ def _decode(
         own = model.config.num_latents
         features = model.decode(levels if isinstance(own, tuple) else levels[0])
     with stages("extract"):
-        return model.extract(features, resolution), None
+        return model.extract(features, resolution, surface=surface), None

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from fastshape import __version__
-from fastshape.geometry import Mesh, compare_picture, load, save
+from fastshape.geometry import Mesh, SurfaceKind, compare_picture, load, save
 from fastshape.geometry.io import write_atomically
 from fastshape.models import Autoencoder, FieldAutoencoder, SparseStructureVAE
 from fastshape.pipelines.evaluate import to_json
@@ -47,11 +47,12 @@ class ReconstructSettings:
     """What decides the results of a run, besides meshes and weights.
 
     Attributes:
-        resolution, num_tokens, sample_posterior, seed, num_samples: as in `reconstruct`.
+        resolution, surface, num_tokens, sample_posterior, seed, num_samples: as in `reconstruct`.
         picture_size: height and width of a view in pixels.
     """
 
     resolution: int = 128
+    surface: SurfaceKind = "marching_cubes"
     num_tokens: int | None = None
     sample_posterior: bool = False
     seed: int = 0
@@ -87,6 +88,7 @@ def reconstruct_file(job: Job, model: Autoencoder | ModelFor, settings: Reconstr
         mesh,
         chosen,
         resolution=settings.resolution,
+        surface=settings.surface,
         num_tokens=settings.num_tokens,
         sample_posterior=settings.sample_posterior,
         seed=settings.seed,

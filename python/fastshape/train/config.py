@@ -182,6 +182,8 @@ class TrainConfig(RunConfig):
             `fastshape.train.initialize`, from which small models learn several times faster.
         augment: how the training shapes are moved: "none", "axes", or a paper's way, "vecset", "lagem" or
             "dora"; see `fastshape.train.augment`.
+        data_on_device: keep all shapes on the training device and draw batches there: what a small model on a
+            GPU needs in order not to wait. The shapes must have as many points each.
     """
 
     model: ModelConfig = field(default_factory=VecSetConfig)
@@ -196,6 +198,7 @@ class TrainConfig(RunConfig):
     token_probabilities: tuple[float, ...] = ()
     token_warmup: float = 0.0
     initialization: str = "default"
+    data_on_device: bool = False
 
     models = MODELS
     augmentations = AUGMENTATIONS

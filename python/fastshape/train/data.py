@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastshape.geometry import Prepared, draw_balanced, open_prepared
 from fastshape.geometry.prepared import read_prepared
-from fastshape.models.pretrained import CheckpointError, read_safetensors, write_safetensors
+from fastshape.runtime.files import CheckpointError, read_safetensors, write_safetensors
 from fastshape.train.augment import augment
 from fastshape.train.config import QUERY_KINDS, RunConfig, TrainConfig
 
@@ -269,15 +269,21 @@ def batch_items(
     Raises:
         ValueError: the batch is not the same for every rank.
     """
+    places = batch_places(len(samples), config, step, rank, world_size)
+    for item, place in enumerate(places, rank * len(places)):
+        yield samples[place], (config.seed, "item", step, item)
+
+
+def batch_places(count: int, config: RunConfig, step: int, rank: int, world_size: int) -> list[int]:
+    """Which of `count` shapes a rank takes in a step."""
     if config.batch_size % world_size:
         raise ValueError(
             f"`batch_size` must be a multiple of the {world_size} processes, got {config.batch_size}"
         )
     share = config.batch_size // world_size
-    for item in range(rank * share, (rank + 1) * share):
-        epoch, place = divmod(step * config.batch_size + item, len(samples))
-        shape = samples[int(_order(len(samples), config.seed, epoch)[place])]
-        yield shape, (config.seed, "item", step, item)
+    first = step * config.batch_size + rank * share
+    turns = (divmod(item, count) for item in range(first, first + share))
+    return [int(_order(count, config.seed, epoch)[place]) for epoch, place in turns]
 
 
 def num_tokens(config: TrainConfig, step: int) -> int | None:

@@ -8,8 +8,6 @@ import dataclasses
 import json
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -21,7 +19,9 @@ from torch import Tensor, nn
 
 from fastshape.losses import distance_loss, occupancy_loss, tsdf_loss
 from fastshape.models import CheckpointMetadata, FieldAutoencoder, PretrainedModel
-from fastshape.models.pretrained import atomic_path
+from fastshape.nn.posterior import Generators
+from fastshape.runtime.files import atomic_path
+from fastshape.runtime.interrupt import delayed_interrupt
 from fastshape.train import checkpoint, recipes
 from fastshape.train.board import open_board
 from fastshape.train.config import RunConfig, StructureTrainConfig, TrainConfig
@@ -35,6 +35,7 @@ from fastshape.train.data import (
 )
 from fastshape.train.distributed import Processes, processes
 from fastshape.train.initialize import initialize_as_kernel
+from fastshape.train.resident import ResidentSamples
 from fastshape.train.structure import GridBatch, sample_grids, structure_losses, validate_structure
 from fastshape.train.validate import validate
 
@@ -104,9 +105,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     torch.manual_seed(_seed(config, "step", step, rank))  # of the dropped paths
     share = batch.size
-    generators = [
-        keyed_generator(config.seed, "posterior", step, rank * share + item) for item in range(share)
-    ]
+    noise = _posterior_noise(config, step, rank, share, batch.device)
     size = config.micro_batch_size or share
     summed: dict[str, Tensor] = {}
     pieces: Sequence[Batch | GridBatch] = batch.split(size)
@@ -116,13 +115,13 @@ def train_step(
             torch.autocast(batch.device.type, torch.bfloat16, enabled=config.bfloat16),
             _synchronized(model, index == len(pieces) - 1),
         ):
-            noise = generators[index * size : (index + 1) * size]
+            one = noise if isinstance(noise, torch.Generator) else noise[index * size : (index + 1) * size]
             if isinstance(piece, GridBatch):
                 assert isinstance(config, StructureTrainConfig)
-                parts = structure_losses(model, piece, config, noise)
+                parts = structure_losses(model, piece, config, one)
             else:
                 assert isinstance(config, TrainConfig)
-                parts = _field_losses(model, piece, config, step, noise)
+                parts = _field_losses(model, piece, config, step, one)
             (weight * parts["loss"]).backward()
         for name, part in parts.items():
             summed[name] = summed.get(name, 0.0) + weight * part.detach()
@@ -134,8 +133,16 @@ def train_step(
     return summed
 
 
+def _posterior_noise(config: RunConfig, step: int, rank: int, share: int, device: torch.device) -> Generators:
+    """What the noise of a rank's items comes from: a generator each, which any split of the batch keeps, or
+    one on the device, where the data is."""
+    if getattr(config, "data_on_device", False):
+        return torch.Generator(device).manual_seed(_seed(config, "posterior", step, rank))
+    return [keyed_generator(config.seed, "posterior", step, rank * share + item) for item in range(share)]
+
+
 def _field_losses(
-    model: nn.Module, piece: Batch, config: TrainConfig, step: int, noise: list[torch.Generator]
+    model: nn.Module, piece: Batch, config: TrainConfig, step: int, noise: Generators
 ) -> dict[str, Tensor]:
     options: dict[str, Any] = {"sample": config.sample_posterior}
     tokens = num_tokens(config, step)
@@ -206,7 +213,7 @@ def fit(
         run = _Run(config, samples, validation, initial, output_dir, group)
         run.restore(resume)
         board = stack.enter_context(open_board(run.directory, tensorboard and group.first, run.done))
-        interrupted = stack.enter_context(_delayed_interrupt())
+        interrupted = stack.enter_context(delayed_interrupt())
         advance = stack.enter_context(_progress_bar(config.steps, run.done, progress and group.first))
         for step, batch in run.batches(stack):
             parts = run.step(batch, step)
@@ -315,9 +322,13 @@ class _Run:
 
     def batches(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, Batch | GridBatch]]:
         """The batches to come, each drawn while the step before it works."""
-        pool = stack.enter_context(ThreadPoolExecutor(1, "fastshape-batches"))
-
         share: dict[str, Any] = {"rank": self.group.rank, "world_size": self.group.world_size}
+        if isinstance(self.config, TrainConfig) and self.config.data_on_device:
+            resident = ResidentSamples(self.samples, self.config, self.group.device)
+            for step in range(self.done, self.config.steps):
+                yield step, resident.sample_batch(step, **share)
+            return
+        pool = stack.enter_context(ThreadPoolExecutor(1, "fastshape-batches"))
 
         def draw(step: int) -> Batch | GridBatch:
             if isinstance(self.config, StructureTrainConfig):
@@ -439,27 +450,6 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(former)
-
-
-@contextlib.contextmanager
-def _delayed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag, so that no step is cut in half; the second acts as ever."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = False
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager

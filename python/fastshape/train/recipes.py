@@ -1,4 +1,4 @@
-"""Recipes: functions that return the configuration of a run; small ones for a CPU, and the published."""
+"""Recipes: functions that return the configuration of a run: small ones for a CPU, the published ones."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from fastshape.geometry.prepared import PrepareError, read_prepared
 from fastshape.losses import structure_loss
 from fastshape.models import SparseStructureVAE
 from fastshape.models.structure import require_voxels
+from fastshape.nn.posterior import Generators
 from fastshape.train.config import StructureTrainConfig
 from fastshape.train.data import PreparedDataset, batch_items, keyed_generator
 
@@ -156,7 +157,7 @@ def cropped(coords: Tensor, resolution: int, size: int, generator: Generator) ->
 
 
 def structure_losses(
-    model: nn.Module, batch: GridBatch, config: StructureTrainConfig, noise: Sequence[Generator]
+    model: nn.Module, batch: GridBatch, config: StructureTrainConfig, noise: Generators
 ) -> dict[str, Tensor]:
     """The parts of a batch's loss: "loss", the weighted sum, then "reconstruction" and "kl".
 
@@ -164,7 +165,7 @@ def structure_losses(
         model: the model, or its data parallel wrapper.
         batch: what it is shown.
         config: the weights.
-        noise: a generator of the posterior's noise for each shape.
+        noise: a generator of the posterior's noise, or one for each shape.
     """
     logits, posterior = model(batch.occupancy, sample=config.sample_posterior, generator=noise)
     reconstruction = structure_loss(logits.float(), batch.occupancy, config.loss)
