@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 import statistics
@@ -15,6 +16,7 @@ import torch
 
 _LOOP_SECONDS = 2e-3  # a warm sample repeats its call until it lasts about this long
 _SLOW_SECONDS = 30.0  # a call that takes longer is timed once
+_SETTLE_SECONDS = 10e-3  # for so long torch's threads (OpenMP's) keep a processor busy after their last loop
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def interleaved(
 
     Each contender is warmed up, then gets about `seconds` of clock time and at least `minimum_runs` calls;
     three where one call takes longer than `seconds`, one where it takes longer than 30 s. The order rotates.
+    A call with cold caches starts when nobody's threads wait for more work any longer.
     """
     flush = Flush(device) if cold else None
     events = device.type == "cuda" and not host_clock
@@ -169,6 +172,8 @@ def interleaved(
                     flush()
                     if not events:
                         synchronize(device)
+                    if device.type == "cpu":
+                        time.sleep(_SETTLE_SECONDS)
                 _sample(contender, device, events)
             if not waiting:
                 break
@@ -189,6 +194,7 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
         del result
         return torch.cuda.max_memory_allocated(device) - before
     try:
+        _return_free_memory()
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of the resident set
         before = _status_bytes("VmRSS")
         result = run()
@@ -197,6 +203,14 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
     except OSError:
         return None
     return max(0, peak - before)
+
+
+def _return_free_memory() -> None:
+    """Lets glibc give back what earlier calls have freed, which a call would use without being seen."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def saved_bytes(function: Callable[[], Any], exclude: Iterable[torch.Tensor] = ()) -> int:
