@@ -289,9 +289,7 @@ def _run_backward(
         None if gamma is None else torch.empty(shape, dtype=_wide_dtype(q), device=q.device)
         for gamma in (q_gamma, k_gamma)
     ]
-    module.attention_backward(
-        grad_out, q, k, v, out, lse, *_both_offsets(layout), workspace, *grads, *parts
-    )
+    module.attention_backward(grad_out, q, k, v, out, lse, *_both_offsets(layout), workspace, *grads, *parts)
     none = q.new_empty(0, dtype=_wide_dtype(q))
     q_grad, k_grad = (none.clone() if part is None else part.sum(0) for part in parts)
     return q_grad, k_grad
