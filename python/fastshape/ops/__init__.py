@@ -26,6 +26,13 @@ from fastshape.ops.mesh import closest_point as closest_point
 from fastshape.ops.mesh import ray_crossings as ray_crossings
 from fastshape.ops.mesh import ray_parity as ray_parity
 from fastshape.ops.mesh import winding_number as winding_number
+from fastshape.ops.quantize import ResidualCodes as ResidualCodes
+from fastshape.ops.quantize import code_sums as code_sums
+from fastshape.ops.quantize import ema_codebook as ema_codebook
+from fastshape.ops.quantize import nearest_code as nearest_code
+from fastshape.ops.quantize import residual_decode as residual_decode
+from fastshape.ops.quantize import residual_quantize as residual_quantize
+from fastshape.ops.quantize import topk_codes as topk_codes
 from fastshape.ops.raster import Rasterized as Rasterized
 from fastshape.ops.raster import antialias as antialias
 from fastshape.ops.raster import edge_twins as edge_twins
