@@ -40,3 +40,6 @@ from fastshape.ops.raster import interpolate as interpolate
 from fastshape.ops.raster import rasterize as rasterize
 from fastshape.ops.sampling import farthest_point_sampling as farthest_point_sampling
 from fastshape.ops.sampling import num_samples_from_ratio as num_samples_from_ratio
+from fastshape.ops.tokens import Tokens as Tokens
+from fastshape.ops.tokens import pack_tokens as pack_tokens
+from fastshape.ops.tokens import unpack_tokens as unpack_tokens
