@@ -499,3 +499,58 @@ def attention_backward(
     q_gamma_grad: Tensor | None,
     k_gamma_grad: Tensor | None,
 ) -> None: ...
+
+# quantize
+def nearest_code(
+    x: Tensor,
+    codebook: Tensor,
+    cosine: bool,
+    workspace: Tensor,
+    indices: Tensor,
+    counts: Tensor | None,
+) -> None: ...
+def topk_codes(
+    x: Tensor,
+    codebook: Tensor,
+    top: int,
+    cosine: bool,
+    workspace: Tensor,
+    indices: Tensor,
+    square_distance: Tensor,
+) -> None: ...
+def nearest_code_workspace_bytes(
+    num_codes: int, dim: int, num_rows: int, is_double: bool, cuda: bool
+) -> int: ...
+def code_sums(
+    values: Tensor,
+    codes: Tensor,
+    num_codes: int,
+    levels: int,
+    workspace: Tensor,
+    sums: Tensor,
+    counts: Tensor | None,
+) -> None: ...
+def code_sums_workspace_bytes(num_rows: int, num_sums: int, cuda: bool) -> int: ...
+def residual_quantize(
+    x: Tensor,
+    codebooks: Tensor,
+    cosine: bool,
+    workspace: Tensor,
+    codes: Tensor,
+    quantized: Tensor,
+    square_error: Tensor,
+    counts: Tensor | None,
+) -> None: ...
+def residual_quantize_workspace_bytes(
+    num_codes: int, dim: int, num_books: int, num_rows: int, is_double: bool, cuda: bool
+) -> int: ...
+def residual_quantize_backward(
+    x: Tensor,
+    codebooks: Tensor,
+    codes: Tensor,
+    residual_weights: Tensor,
+    code_weights: Tensor,
+    grad_x: Tensor,
+    grad_codes: Tensor | None,
+) -> None: ...
+def residual_decode(codes: Tensor, codebooks: Tensor, quantized: Tensor) -> None: ...
