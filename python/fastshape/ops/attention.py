@@ -204,8 +204,8 @@ def window_plan(coords: Tensor, *, window: int = 8, shift: int = 0) -> WindowPla
 
 # ---- The kernels -------------------------------------------------------------------------------------------
 
-# What all of them take beside q, k and v. Without k_offsets they are those of q: torch.compile wants no tensor
-# twice.
+# What all of them take beside q, k and v. Without k_offsets they are those of q: torch.compile wants no
+# tensor twice.
 _LAYOUT = (
     "Tensor q_offsets, Tensor? k_offsets, Tensor? run_offsets, Tensor? run_starts, Tensor? run_positions,"
     " Tensor? coords, float scale, Tensor? q_gamma, Tensor? k_gamma, Tensor? rope"
