@@ -8,6 +8,7 @@
 #include "bindings/workspaces.h"
 #include "sparse/neighbor_table.h"
 #include "sparse/segments.h"
+#include "sparse/sparse_conv3d.h"
 #include "sparse/unique_voxels.h"
 #include "sparse/voxel_hash.h"
 
@@ -99,6 +100,23 @@ void invert_table(const Tensor& rows, const Tensor& inverse) {
                          inverse.size(0)};
   run(rows, FASTSHAPE_CPU(cpu::invert_table(task)),
       FASTSHAPE_CUDA(cuda::invert_table(task, stream)));
+}
+
+void order_rows(const Tensor& rows, const std::optional<Tensor>& workspace, const Tensor& order) {
+  require(rows, "rows", {DType::int32}, {-1, -1}, "(M, K)");
+  require_rows(rows.size(0), "rows");
+  FASTSHAPE_CHECK_VALUE(rows.size(1) >= 1 && rows.size(1) <= 32,
+                        "`rows` must have 1 to 32 columns, got ", rows.size(1));
+  require(order, "order", {DType::int32}, {rows.size(0)}, "(M,)");
+  require_same_device(rows, "rows", order, "order");
+  [[maybe_unused]] const Workspace space = open_workspace(rows, "rows", workspace);
+#if defined(FASTSHAPE_HAS_CUDA) || defined(FASTSHAPE_EMULATION)
+  if (workspace) require_workspace(space, cuda::order_rows_workspace_bytes(rows.size(0)));
+#endif
+  const OrderRows task{rows.data<int32_t>(), rows.size(0), static_cast<int>(rows.size(1)),
+                       order.data<int32_t>()};
+  run(rows, FASTSHAPE_CPU(cpu::order_rows(task)),
+      FASTSHAPE_CUDA(cuda::order_rows(task, space.data, stream)));
 }
 
 template <class Index>
@@ -252,6 +270,93 @@ void gather_segments(const Tensor& values, const Tensor& index, const std::optio
   });
 }
 
+// ---- Convolutions
+// --------------------------------------------------------------------------------
+
+void require_conv(const Tensor& feats, const Tensor& rows) {
+  require(feats, "feats", kAllFloats, {-1, -1}, "(N, in_channels)");
+  require_rows(feats.size(0), "feats");
+  require(rows, "rows", {DType::int32}, {-1, -1}, "(M, K)");
+  require_rows(rows.size(0), "rows");
+  require_same_device(feats, "feats", rows, "rows");
+  FASTSHAPE_CHECK_VALUE(rows.size(1) >= 1 && rows.size(1) <= kMaxOffsets, "`rows` must have 1 to ",
+                        kMaxOffsets, " columns, got ", rows.size(1));
+}
+
+void require_as_feats(const Tensor& feats, const Tensor& tensor, const char* name,
+                      std::initializer_list<int64_t> shape, const char* shape_name) {
+  require_dtype(tensor, name, kAllFloats);
+  FASTSHAPE_CHECK_TYPE(tensor.dtype() == feats.dtype(), "`", name, "` must be ",
+                       dtype_name(feats.dtype()), " as `feats`, got ", dtype_name(tensor.dtype()));
+  require_shape(tensor, name, shape, shape_name);
+  require_same_device(feats, "feats", tensor, name);
+}
+
+void sparse_conv3d(const Tensor& feats, const Tensor& weight, const std::optional<Tensor>& bias,
+                   const Tensor& rows, const std::optional<Tensor>& order, const Tensor& out) {
+  require_conv(feats, rows);
+  require_as_feats(feats, weight, "weight", {-1, rows.size(1), feats.size(1)},
+                   "(out_channels, K, in_channels)");
+  if (bias) require_as_feats(feats, *bias, "bias", {weight.size(0)}, "(out_channels,)");
+  if (order) {
+    require(*order, "order", {DType::int32}, {rows.size(0)}, "(M,)");
+    require_same_device(feats, "feats", *order, "order");
+  }
+  require_as_feats(feats, out, "out", {rows.size(0), weight.size(0)}, "(M, out_channels)");
+  with_any_float(feats, [&](auto zero) {
+    using T = decltype(zero);
+    const SparseConv3d<T> task{feats.data<T>(),
+                               weight.data<T>(),
+                               bias ? bias->data<T>() : nullptr,
+                               rows.data<int32_t>(),
+                               order ? order->data<int32_t>() : nullptr,
+                               feats.size(0),
+                               rows.size(0),
+                               feats.size(1),
+                               weight.size(0),
+                               static_cast<int>(rows.size(1)),
+                               out.data<T>()};
+    run(feats, FASTSHAPE_CPU(cpu::sparse_conv3d(task)),
+        FASTSHAPE_CUDA(cuda::sparse_conv3d(task, stream)));
+  });
+}
+
+size_t sparse_conv3d_weight_grad_workspace_bytes([[maybe_unused]] int64_t num_rows,
+                                                 [[maybe_unused]] int64_t in_channels,
+                                                 [[maybe_unused]] int64_t out_channels,
+                                                 [[maybe_unused]] int num_offsets) {
+#if defined(FASTSHAPE_HAS_CUDA) || defined(FASTSHAPE_EMULATION)
+  return cuda::sparse_conv3d_weight_grad_workspace_bytes(num_rows, in_channels, out_channels,
+                                                         num_offsets);
+#else
+  return 0;
+#endif
+}
+
+void sparse_conv3d_weight_grad(const Tensor& grad_out, const Tensor& feats, const Tensor& rows,
+                               const std::optional<Tensor>& workspace, const Tensor& grad_weight) {
+  require_conv(feats, rows);
+  require_as_feats(feats, grad_out, "grad_out", {rows.size(0), -1}, "(M, out_channels)");
+  require_as_feats(feats, grad_weight, "grad_weight",
+                   {grad_out.size(1), rows.size(1), feats.size(1)},
+                   "(out_channels, K, in_channels)");
+  [[maybe_unused]] const Workspace space = open_workspace(feats, "feats", workspace);
+  if (workspace)
+    require_workspace(
+        space, sparse_conv3d_weight_grad_workspace_bytes(
+                   rows.size(0), feats.size(1), grad_out.size(1), static_cast<int>(rows.size(1))));
+  with_any_float(feats, [&](auto zero) {
+    using T = decltype(zero);
+    const SparseConv3dWeightGrad<T> task{feats.data<T>(),      grad_out.data<T>(),
+                                         rows.data<int32_t>(), feats.size(0),
+                                         rows.size(0),         feats.size(1),
+                                         grad_out.size(1),     static_cast<int>(rows.size(1)),
+                                         grad_weight.data<T>()};
+    run(feats, FASTSHAPE_CPU(cpu::sparse_conv3d_weight_grad(task)),
+        FASTSHAPE_CUDA(cuda::sparse_conv3d_weight_grad(task, space.data, stream)));
+  });
+}
+
 }  // namespace
 
 void bind_sparse(py::module_& m) {
@@ -262,6 +367,8 @@ void bind_sparse(py::module_& m) {
   m.def("neighbor_table", &neighbor_table, py::arg("coords"), py::arg("slots"), py::arg("queries"),
         py::arg("kernel_size"), py::arg("stride"), py::arg("dilation"), py::arg("rows"));
   m.def("invert_table", &invert_table, py::arg("rows"), py::arg("inverse"));
+  m.def("order_rows_workspace_bytes", FASTSHAPE_WORKSPACE(order_rows), py::arg("num_rows"));
+  m.def("order_rows", &order_rows, py::arg("rows"), py::arg("workspace"), py::arg("order"));
   m.def("unique_voxels_workspace_bytes", FASTSHAPE_WORKSPACE(unique_voxels), py::arg("num_voxels"));
   m.def("unique_voxels_count", &unique_voxels_count, py::arg("coords"), py::arg("factor"),
         py::arg("batch_bits"), py::arg("x_bits"), py::arg("y_bits"), py::arg("z_bits"),
@@ -275,6 +382,13 @@ void bind_sparse(py::module_& m) {
         py::arg("reduction"), py::arg("out"), py::arg("best"));
   m.def("gather_segments", &gather_segments, py::arg("values"), py::arg("index"), py::arg("best"),
         py::arg("out"));
+  m.def("sparse_conv3d", &sparse_conv3d, py::arg("feats"), py::arg("weight"), py::arg("bias"),
+        py::arg("rows"), py::arg("order"), py::arg("out"));
+  m.def("sparse_conv3d_weight_grad_workspace_bytes", &sparse_conv3d_weight_grad_workspace_bytes,
+        py::arg("num_rows"), py::arg("in_channels"), py::arg("out_channels"),
+        py::arg("num_offsets"));
+  m.def("sparse_conv3d_weight_grad", &sparse_conv3d_weight_grad, py::arg("grad_out"),
+        py::arg("feats"), py::arg("rows"), py::arg("workspace"), py::arg("grad_weight"));
 }
 
 }  // namespace fastshape
