@@ -13,13 +13,15 @@ from fastshape.models.pretrained import (
     PreparationWarning,
     PretrainedModel,
 )
-from fastshape.models.registry import MODELS, VOXEL_MODELS, load, shipped
+from fastshape.models.registry import MODELS, VOXEL_MODELS, Autoencoder, load, shipped
 from fastshape.models.structure import SparseStructureConfig, SparseStructureVAE, StructureOutput
+from fastshape.models.triposf import SparsePosterior, TripoSFConfig, TripoSFVAE
 from fastshape.models.vecset import VecSetConfig, VecSetVAE
 
 __all__ = [
     "MODELS",
     "VOXEL_MODELS",
+    "Autoencoder",
     "CheckpointError",
     "CheckpointMetadata",
     "DoraConfig",
@@ -30,9 +32,12 @@ __all__ = [
     "LaGeMConfig",
     "PreparationWarning",
     "PretrainedModel",
+    "SparsePosterior",
     "SparseStructureConfig",
     "SparseStructureVAE",
     "StructureOutput",
+    "TripoSFConfig",
+    "TripoSFVAE",
     "VecSetConfig",
     "VecSetVAE",
     "load",

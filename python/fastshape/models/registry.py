@@ -23,6 +23,7 @@ from fastshape.models.pretrained import (
     read_description,
 )
 from fastshape.models.structure import SparseStructureVAE
+from fastshape.models.triposf import TripoSFVAE
 from fastshape.models.vecset import VecSetVAE
 
 ModelT = TypeVar("ModelT", bound=PretrainedModel)
@@ -32,8 +33,11 @@ MODELS: Mapping[str, type[FieldAutoencoder]] = MappingProxyType(
 )
 """The autoencoders of fields."""
 
+Autoencoder = FieldAutoencoder | SparseStructureVAE
+"""What the pipelines take from a mesh to a mesh."""
+
 VOXEL_MODELS: Mapping[str, type[PretrainedModel]] = MappingProxyType(
-    {model.__name__: model for model in (SparseStructureVAE,)}
+    {model.__name__: model for model in (SparseStructureVAE, TripoSFVAE)}
 )
 """The autoencoders of voxels."""
 

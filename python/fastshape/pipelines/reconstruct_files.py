@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fastshape import __version__
 from fastshape.geometry import Mesh, SurfaceKind, compare_picture, load, save
 from fastshape.geometry.io import write_atomically
-from fastshape.models import FieldAutoencoder
+from fastshape.models import Autoencoder, FieldAutoencoder, SparseStructureVAE
 from fastshape.pipelines.evaluate import to_json
 from fastshape.pipelines.inputs import source_digest
 from fastshape.pipelines.reconstruct import Reconstruction, reconstruct
@@ -20,7 +20,7 @@ from fastshape.pipelines.reconstruct import Reconstruction, reconstruct
 RECORDS_FOLDER = "shapes"
 
 Record = dict[str, Any]
-ModelFor = Callable[["Job", Mesh], FieldAutoencoder]
+ModelFor = Callable[["Job", Mesh], Autoencoder]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ReconstructSettings:
     picture_size: int = 480
 
 
-def reconstruct_file(job: Job, model: FieldAutoencoder | ModelFor, settings: ReconstructSettings) -> Record:
+def reconstruct_file(job: Job, model: Autoencoder | ModelFor, settings: ReconstructSettings) -> Record:
     """Read a mesh, reconstruct it, write the result and its picture; each file appears whole or not at all.
 
     Args:
@@ -70,7 +70,8 @@ def reconstruct_file(job: Job, model: FieldAutoencoder | ModelFor, settings: Rec
 
     Returns:
         Plain values by name: `tokens` and `latent_bytes`, `seconds` by stage, `values` and `floor` of the
-        comparison, `source` and `output` (path, faces), `clear` (whether the IoU means something).
+        comparison, `source` and `output` (path, faces), `clear` (whether the IoU means something), and of a
+        structure model `voxel_iou`.
 
     Raises:
         MeshError, NoSurfaceError, ...: whatever went wrong.
@@ -78,7 +79,7 @@ def reconstruct_file(job: Job, model: FieldAutoencoder | ModelFor, settings: Rec
     mesh = load(job.source)
     seconds: dict[str, float] = {}
     begin = perf_counter()
-    if isinstance(model, FieldAutoencoder):
+    if isinstance(model, FieldAutoencoder | SparseStructureVAE):
         chosen = model
     else:
         chosen = model(job, mesh)
@@ -113,12 +114,13 @@ def reconstruct_file(job: Job, model: FieldAutoencoder | ModelFor, settings: Rec
         "values": result.evaluation.values(),
         "floor": result.evaluation.floor.values(),
         "clear": occupancy is not None and occupancy.clear,
+        **({} if result.voxel_iou is None else {"voxel_iou": result.voxel_iou}),
     }
 
 
 def reconstruct_files(
     jobs: Sequence[Job],
-    model: FieldAutoencoder | ModelFor,
+    model: Autoencoder | ModelFor,
     folder: Path,
     settings: ReconstructSettings | None = None,
     *,
@@ -165,7 +167,7 @@ def reconstruct_files(
     return records
 
 
-def _attempt(job: Job, model: FieldAutoencoder | ModelFor, settings: ReconstructSettings) -> Record:
+def _attempt(job: Job, model: Autoencoder | ModelFor, settings: ReconstructSettings) -> Record:
     try:
         return reconstruct_file(job, model, settings)
     except Exception as error:  # a bad mesh must not end the run, whatever it is
