@@ -84,7 +84,9 @@ def test_channels(backend, dtype, in_channels, out_channels):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_several_tiles(backend, dtype):
-    check(backend, sphere_voxels(8), "submanifold", 16, 8, dtype)
+    """Some hundred rows under the emulation, some thousand elsewhere."""
+    coords = sphere_voxels(8 if backend.name == "emulated" else 20)
+    check(backend, coords, "submanifold", 16, 8, dtype)
 
 
 def test_instruction_sets(instruction_set):
