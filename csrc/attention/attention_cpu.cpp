@@ -117,24 +117,22 @@ void attention_backward(const AttentionBackward<T>& task) {
   for (int64_t s = 0; s < in.num_sequences; ++s)
     longest = std::max<int64_t>(longest, in.queries.offsets[s + 1] - in.queries.offsets[s]);
   const BackwardItem<T> backward = backward_function<T>();
-  for_shares(in.num_sequences, task.gamma_parts, in.num_heads,
-             scratch_bytes(sizeof(wide<T>), longest),
-             [&](int64_t begin, int64_t end, int64_t head, int64_t share, void* scratch) {
-               const auto sum_of = [&](wide<T>* parts) -> wide<T>* {
-                 if (parts == nullptr) return nullptr;
-                 wide<T>* sum = parts + (share * in.num_heads + head) * in.head_dim;
-                 std::fill(sum, sum + in.head_dim, wide<T>(0));
-                 return sum;
-               };
-               wide<T>*const q_sum = sum_of(task.q_gamma_grad), *const k_sum =
-                                                                    sum_of(task.k_gamma_grad);
-               for (int64_t s = begin; s < end; ++s)
-                 backward(task, s, head, q_sum, k_sum, scratch);
-             });
+  for_shares(
+      in.num_sequences, task.gamma_parts, in.num_heads, scratch_bytes(sizeof(wide<T>), longest),
+      [&](int64_t begin, int64_t end, int64_t head, int64_t share, void* scratch) {
+        const auto sum_of = [&](wide<T>* parts) -> wide<T>* {
+          if (parts == nullptr) return nullptr;
+          wide<T>* sum = parts + (share * in.num_heads + head) * in.head_dim;
+          std::fill(sum, sum + in.head_dim, wide<T>(0));
+          return sum;
+        };
+        wide<T>*const q_sum = sum_of(task.q_gamma_grad), *const k_sum = sum_of(task.k_gamma_grad);
+        for (int64_t s = begin; s < end; ++s) backward(task, s, head, q_sum, k_sum, scratch);
+      });
 }
 
-#define FASTSHAPE_INSTANTIATE(T)                              \
-  template void attention<T>(const AttentionForward<T>&);     \
+#define FASTSHAPE_INSTANTIATE(T)                          \
+  template void attention<T>(const AttentionForward<T>&); \
   template void attention_backward<T>(const AttentionBackward<T>&);
 FASTSHAPE_INSTANTIATE(float)
 FASTSHAPE_INSTANTIATE(double)

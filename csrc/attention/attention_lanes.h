@@ -115,7 +115,7 @@ inline T largest_lane(Vector<T> a) {
 inline Vector<float> exponential(Vector<float> x) {
   typedef int32_t Integers __attribute__((vector_size(kRegisterBytes)));
   const Vector<float> lowest = broadcast(-87.0f);
-  const Vector<float> y = larger(lowest, x);  // of NaN: NaN
+  const Vector<float> y = larger(lowest, x);           // of NaN: NaN
   const Vector<float> magic = broadcast(12582912.0f);  // 1.5 * 2^23: rounds to an integer
   const Vector<float> shifted = fused(y, broadcast(1.44269504f), magic);
   const Vector<float> n = shifted - magic;

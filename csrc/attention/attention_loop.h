@@ -212,14 +212,24 @@ inline void prepare_row_backward(const T* from, const W* grad, T* out, W* gamma_
 template <class T>
 inline Preparation<wide<T>> query_preparation(const Attention<T>& in, int64_t head) {
   const int64_t at = head * in.head_dim;
-  return {in.q_gamma == nullptr ? nullptr : in.q_gamma + at, in.coords, in.rope, in.rope_length,
-          in.rope_pairs, in.head_dim, in.scale};
+  return {in.q_gamma == nullptr ? nullptr : in.q_gamma + at,
+          in.coords,
+          in.rope,
+          in.rope_length,
+          in.rope_pairs,
+          in.head_dim,
+          in.scale};
 }
 template <class T>
 inline Preparation<wide<T>> key_preparation(const Attention<T>& in, int64_t head) {
   const int64_t at = head * in.head_dim;
-  return {in.k_gamma == nullptr ? nullptr : in.k_gamma + at, in.coords, in.rope, in.rope_length,
-          in.rope_pairs, in.head_dim, wide<T>(1)};
+  return {in.k_gamma == nullptr ? nullptr : in.k_gamma + at,
+          in.coords,
+          in.rope,
+          in.rope_length,
+          in.rope_pairs,
+          in.head_dim,
+          wide<T>(1)};
 }
 
 // (count, n) to panels [n][kPanel] of `count` rounded up to a register; what is beside is zero.
@@ -252,8 +262,8 @@ struct Scratch {
 
 // ---- Forward -----------------------------------------------------------------------------------
 
-// Scores (rows, ld) of `keys` keys in place: p = exp(s - largest), of all that were seen so far; the
-// rows' earlier results are scaled by exp(former largest - largest).
+// Scores (rows, ld) of `keys` keys in place: p = exp(s - largest), of all that were seen so far;
+// the rows' earlier results are scaled by exp(former largest - largest).
 template <class W>
 inline void softmax_rows(W* scores, int64_t rows, int64_t ld, int64_t keys, W* largest, W* sum,
                          W* out, int head_dim, bool first) {
@@ -324,7 +334,8 @@ void forward_item(const AttentionForward<T>& task, const AttentionItem& item, in
     const bool first = begin == first_key;
     for (int64_t i = 0; i < queries; i += kQueryBlock) {
       const int64_t rows = smaller(kQueryBlock, queries - i);
-      product<W>(rows, ld, n, q + i * n, n, 1, k_panels, kPanel<W>, kPanel<W>*n, scores, ld, false);
+      product<W>(rows, ld, n, q + i * n, n, 1, k_panels, kPanel<W>, kPanel<W> * n, scores, ld,
+                 false);
       softmax_rows(scores, rows, ld, keys, largest + i, sum + i, out + i * columns,
                    static_cast<int>(columns), first);
       product<W>(rows, columns, keys, scores, ld, 1, v, columns, kPanel<W>, out + i * columns,
@@ -419,8 +430,9 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
       for (int64_t i = 0; i < queries; i += kBackwardQueryBlock) {
         const int64_t rows = smaller(kBackwardQueryBlock, queries - i);
         const W *const q_rows = q + i * columns, *const g_rows = grad_out + i * columns;
-        product<W>(rows, ld, n, q_rows, columns, 1, k_panels, kPanel<W>, kPanel<W>*n, p, ld, false);
-        product<W>(rows, ld, n, g_rows, columns, 1, v_panels, kPanel<W>, kPanel<W>*n, ds, ld,
+        product<W>(rows, ld, n, q_rows, columns, 1, k_panels, kPanel<W>, kPanel<W> * n, p, ld,
+                   false);
+        product<W>(rows, ld, n, g_rows, columns, 1, v_panels, kPanel<W>, kPanel<W> * n, ds, ld,
                    false);
         for (int64_t r = 0; r < rows; ++r) {
           const Vector<W> subtract = broadcast(lse[i + r]), less = broadcast(delta[i + r]);
@@ -464,15 +476,15 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
 
 }  // namespace
 
-#define FASTSHAPE_DEFINE_FOR(suffix, T)                                                         \
-  void attention_item_##suffix(const AttentionForward<T>& task, const AttentionItem& item,      \
-                               int64_t head, void* scratch) {                                   \
-    forward_item(task, item, head, scratch);                                                    \
-  }                                                                                             \
-  void attention_backward_item_##suffix(const AttentionBackward<T>& task, int64_t sequence,     \
-                                        int64_t head, wide<T>* q_gamma_sum,                     \
-                                        wide<T>* k_gamma_sum, void* scratch) {                  \
-    backward_item(task, sequence, head, q_gamma_sum, k_gamma_sum, scratch);                     \
+#define FASTSHAPE_DEFINE_FOR(suffix, T)                                                           \
+  void attention_item_##suffix(const AttentionForward<T>& task, const AttentionItem& item,        \
+                               int64_t head, void* scratch) {                                     \
+    forward_item(task, item, head, scratch);                                                      \
+  }                                                                                               \
+  void attention_backward_item_##suffix(const AttentionBackward<T>& task, int64_t sequence,       \
+                                        int64_t head, wide<T>* q_gamma_sum, wide<T>* k_gamma_sum, \
+                                        void* scratch) {                                          \
+    backward_item(task, sequence, head, q_gamma_sum, k_gamma_sum, scratch);                       \
   }
 #define FASTSHAPE_DEFINE_ATTENTION(suffix) \
   FASTSHAPE_DEFINE_FOR(suffix, float)      \

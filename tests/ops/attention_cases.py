@@ -58,5 +58,3 @@ def plan_rows(plan):
             length = int(plan.run_positions[run + 1] - plan.run_positions[run])
             rows.append((i, int(plan.run_starts[run]), length))
     return rows
-
-

@@ -145,9 +145,7 @@ def test_scale_and_large_scores(backend):
     q, k, v = heads(len(coords), 2, 16, dtype=torch.float32)
     for scale in (0.0, 1.5, -2.0, 300.0):
         result = run(backend, q, k, v, coords, scale=scale)
-        expected = reference.sparse_window_attention(
-            q.double(), k.double(), v.double(), coords, scale=scale
-        )
+        expected = reference.sparse_window_attention(q.double(), k.double(), v.double(), coords, scale=scale)
         same = reference.sparse_window_attention(q, k, v, coords, scale=scale)
         testing.assert_accurate(result, expected, same)
 

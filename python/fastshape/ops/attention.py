@@ -204,8 +204,8 @@ def window_plan(coords: Tensor, *, window: int = 8, shift: int = 0) -> WindowPla
 
 # ---- The kernels -------------------------------------------------------------------------------------------
 
-# What all of them take beside q, k and v. Without k_offsets they are those of q: torch.compile wants no tensor
-# twice.
+# What all of them take beside q, k and v. Without k_offsets they are those of q: torch.compile wants no
+# tensor twice.
 _LAYOUT = (
     "Tensor q_offsets, Tensor? k_offsets, Tensor? run_offsets, Tensor? run_starts, Tensor? run_positions,"
     " Tensor? coords, float scale, Tensor? q_gamma, Tensor? k_gamma, Tensor? rope"
@@ -289,9 +289,7 @@ def _run_backward(
         None if gamma is None else torch.empty(shape, dtype=_wide_dtype(q), device=q.device)
         for gamma in (q_gamma, k_gamma)
     ]
-    module.attention_backward(
-        grad_out, q, k, v, out, lse, *_both_offsets(layout), workspace, *grads, *parts
-    )
+    module.attention_backward(grad_out, q, k, v, out, lse, *_both_offsets(layout), workspace, *grads, *parts)
     none = q.new_empty(0, dtype=_wide_dtype(q))
     q_grad, k_grad = (none.clone() if part is None else part.sum(0) for part in parts)
     return q_grad, k_grad
@@ -300,8 +298,9 @@ def _run_backward(
 def _attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *layout: Any
 ) -> tuple[Tensor, ...]:
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    return (*grads, *_run_backward(grad_out, q, k, v, out, lse, layout, grads))  # type: ignore[arg-type]
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    grads = (grad_q, grad_k, grad_v)
+    return (*grads, *_run_backward(grad_out, q, k, v, out, lse, layout, grads))
 
 
 def _fake_attention_backward(
@@ -324,7 +323,9 @@ def _attention_backward_packed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v in one tensor, (N, 3, H, D)."""
     grad = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    return grad, *_run_backward(grad_out, *qkv.unbind(1), out, lse, layout, grad.unbind(1))
+    q, k, v = qkv.unbind(1)
+    grad_q, grad_k, grad_v = grad.unbind(1)
+    return grad, *_run_backward(grad_out, q, k, v, out, lse, layout, (grad_q, grad_k, grad_v))
 
 
 _attention_backward_packed_op = define(
@@ -353,9 +354,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *tensors = ctx.saved_tensors
         layout = _restored(ctx, tensors)
-        *grads, q_gamma, k_gamma = _attention_backward_op(
-            grad_out.contiguous(), q, k, v, out, lse, *layout
-        )
+        *grads, q_gamma, k_gamma = _attention_backward_op(grad_out.contiguous(), q, k, v, out, lse, *layout)
         return (*grads, *_layout_grads(layout, q_gamma, k_gamma))
 
 
