@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "attention/attention_loop.h"
@@ -19,11 +20,21 @@ template <class T>
 using BackwardItem = void (*)(const AttentionBackward<T>&, int64_t, int64_t, wide<T>*, wide<T>*,
                               void*);
 
+#if defined(FASTSHAPE_X86)
+// A processor with the other AVX-512 sets may not have this one.
+bool has_bfloat16_products() {
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
+}
+#endif
+
 template <class T>
 ForwardItem<T> forward_function() {
 #if defined(FASTSHAPE_X86)
   switch (instruction_set()) {
     case InstructionSet::avx512:
+      if constexpr (std::is_same<T, BFloat16>::value)
+        if (has_bfloat16_products()) return attention_item_avx512bf16;
       return attention_item_avx512;
     case InstructionSet::avx2:
       return attention_item_avx2;
@@ -39,6 +50,8 @@ BackwardItem<T> backward_function() {
 #if defined(FASTSHAPE_X86)
   switch (instruction_set()) {
     case InstructionSet::avx512:
+      if constexpr (std::is_same<T, BFloat16>::value)
+        if (has_bfloat16_products()) return attention_backward_item_avx512bf16;
       return attention_backward_item_avx512;
     case InstructionSet::avx2:
       return attention_backward_item_avx2;

@@ -30,6 +30,7 @@ constexpr int kKeyChunk = 512;
 FASTSHAPE_DECLARE_ALL(portable)
 FASTSHAPE_DECLARE_ALL(avx2)
 FASTSHAPE_DECLARE_ALL(avx512)
+FASTSHAPE_DECLARE(avx512bf16, BFloat16)  // with the processor's products of bfloat16
 #undef FASTSHAPE_DECLARE_ALL
 #undef FASTSHAPE_DECLARE
 
