@@ -53,5 +53,6 @@ from fastshape.ops.sparse import subdivide_features as subdivide_features
 from fastshape.ops.sparse import subdivide_voxels as subdivide_voxels
 from fastshape.ops.sparse import unique_voxels as unique_voxels
 from fastshape.ops.sparse_conv import sparse_conv3d as sparse_conv3d
+from fastshape.ops.voxels import project_features as project_features
 from fastshape.ops.voxels import voxelize_mesh as voxelize_mesh
 from fastshape.ops.voxels import voxelize_points as voxelize_points
