@@ -15,6 +15,7 @@ import torch
 
 _LOOP_SECONDS = 2e-3  # a warm sample repeats its call until it lasts about this long
 _SLOW_SECONDS = 30.0  # a call that takes longer is timed once
+_SETTLE_SECONDS = 10e-3  # for so long torch's threads (OpenMP's) keep a processor busy after their last loop
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def interleaved(
 
     Each contender is warmed up, then gets about `seconds` of clock time and at least `minimum_runs` calls;
     three where one call takes longer than `seconds`, one where it takes longer than 30 s. The order rotates.
+    A call with cold caches starts when nobody's threads wait for more work any longer.
     """
     flush = Flush(device) if cold else None
     events = device.type == "cuda" and not host_clock
@@ -169,6 +171,8 @@ def interleaved(
                     flush()
                     if not events:
                         synchronize(device)
+                    if device.type == "cpu":
+                        time.sleep(_SETTLE_SECONDS)
                 _sample(contender, device, events)
             if not waiting:
                 break

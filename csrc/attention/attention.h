@@ -105,8 +105,8 @@ void attention_backward(const AttentionBackward<T>& task);
 namespace cuda {
 template <class T>
 void attention(const AttentionForward<T>& task, cudaStream_t stream);
-size_t attention_backward_workspace_bytes(int64_t num_queries, int64_t num_heads, int64_t head_dim,
-                                          bool is_double);
+size_t attention_backward_workspace_bytes(int64_t num_queries, int64_t num_sequences,
+                                          int64_t num_heads, int64_t head_dim, bool is_wide);
 template <class T>
 void attention_backward(const AttentionBackward<T>& task, void* workspace, size_t workspace_bytes,
                         cudaStream_t stream);

@@ -3,6 +3,12 @@
 #include "attention/attention_plain.cuh"
 
 namespace fastshape::cuda {
+
+// attention_backward_mma_cuda.cu
+template <class T>
+void attention_backward_mma(const AttentionBackward<T>& task, void* workspace,
+                            size_t workspace_bytes, cudaStream_t stream);
+
 namespace {
 
 // Of rows 2 ty + r of `a` and tx + 8 c of `b`, one of which are queries: p and its gradient times p.
@@ -162,8 +168,6 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-size_t attention_backward_workspace_bytes(int64_t, int64_t, int64_t, bool) { return 0; }
-
 template <class T>
 void attention_backward(const AttentionBackward<T>& task, void*, size_t, cudaStream_t stream) {
   const char* op = "attention_backward";
@@ -185,12 +189,19 @@ void attention_backward(const AttentionBackward<T>& task, void*, size_t, cudaStr
          plain_shared_bytes(sizeof(wide<T>), in.head_dim, 4, 1), stream, task, query_slots);
 }
 
-#define FASTSHAPE_INSTANTIATE(T)                                                             \
-  template void attention_backward<T>(const AttentionBackward<T>&, void*, size_t, cudaStream_t);
-FASTSHAPE_INSTANTIATE(float)
-FASTSHAPE_INSTANTIATE(double)
-FASTSHAPE_INSTANTIATE(BFloat16)
-FASTSHAPE_INSTANTIATE(Float16)
-#undef FASTSHAPE_INSTANTIATE
+template <>
+void attention_backward<BFloat16>(const AttentionBackward<BFloat16>& task, void* workspace,
+                                  size_t workspace_bytes, cudaStream_t stream) {
+  attention_backward_mma(task, workspace, workspace_bytes, stream);
+}
+template <>
+void attention_backward<Float16>(const AttentionBackward<Float16>& task, void* workspace,
+                                 size_t workspace_bytes, cudaStream_t stream) {
+  attention_backward_mma(task, workspace, workspace_bytes, stream);
+}
+template void attention_backward<float>(const AttentionBackward<float>&, void*, size_t,
+                                        cudaStream_t);
+template void attention_backward<double>(const AttentionBackward<double>&, void*, size_t,
+                                         cudaStream_t);
 
 }  // namespace fastshape::cuda

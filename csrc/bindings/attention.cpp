@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "attention/voxel_order.h"
 #include "bindings/arguments.h"
 #include "bindings/run.h"
 #include "bindings/tensor.h"
@@ -16,6 +17,29 @@ namespace fastshape {
 namespace {
 
 constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();
+
+void voxel_order(const Tensor& coords, const std::optional<Tensor>& workspace,
+                 const Tensor& bad_row, const Tensor& order) {
+  require(coords, "coords", {DType::int32, DType::int64}, {-1, 4}, "(N, 4)");
+  const int64_t n = coords.size(0);
+  FASTSHAPE_CHECK_VALUE(n <= kMostRows, "`coords` must have fewer than 2^31 rows, got ", n);
+  require(bad_row, "bad_row", {DType::int64}, {1}, "(1,)");
+  require(order, "order", {DType::int64}, {n}, "(N,)");
+  require_same_device(coords, "coords", bad_row, "bad_row");
+  require_same_device(coords, "coords", order, "order");
+  [[maybe_unused]] const Workspace space = open_workspace(coords, "coords", workspace);
+  const auto with = [&](auto number) {
+    using Integer = decltype(number);
+    const VoxelOrder<Integer> task{coords.data<Integer>(), n, order.data<int64_t>(),
+                                   bad_row.data<int64_t>()};
+    run(coords, FASTSHAPE_CPU(cpu::voxel_order(task)),
+        FASTSHAPE_CUDA(cuda::voxel_order(task, space.data, space.bytes, stream)));
+  };
+  if (coords.dtype() == DType::int32)
+    with(int32_t());
+  else
+    with(int64_t());
+}
 
 DType wide_dtype(const Tensor& tensor) {
   return tensor.dtype() == DType::float64 ? DType::float64 : DType::float32;
@@ -90,11 +114,14 @@ Attention<T> open(const Arguments& a) {
   task.v = require_heads<const T>(a.v, "v", q, a.k.size(0));
   FASTSHAPE_CHECK_VALUE(a.k.size(0) <= kMostRows, "`k` must have fewer than 2^31 rows, got ",
                         a.k.size(0));
-  require_int32(a.q_offsets, "q_offsets", q, -1, "(S + 1,)");
-  FASTSHAPE_CHECK_VALUE(a.q_offsets.size(0) >= 1, "`q_offsets` must have shape (S + 1,), got ",
+  const char* const q_name = a.run_offsets ? "cu_lengths" : "cu_seqlens_q";
+  const char* const k_name = a.run_offsets ? "cu_lengths" : "cu_seqlens_k";
+  require_int32(a.q_offsets, q_name, q, -1, "(S + 1,)");
+  FASTSHAPE_CHECK_VALUE(a.q_offsets.size(0) >= 1, "`", q_name, "` must have shape (S + 1,), got ",
                         a.q_offsets.shape_text());
   const int64_t sequences = a.q_offsets.size(0) - 1;
-  require_int32(a.k_offsets, "k_offsets", q, sequences + 1, "(S + 1,)");
+  const std::string shape = concatenate("(", sequences + 1, ",)");
+  require_int32(a.k_offsets, k_name, q, sequences + 1, shape.c_str());
   task.queries.offsets = a.q_offsets.data<int32_t>();
   task.keys.offsets = a.k_offsets.data<int32_t>();
   task.queries.total = q.size(0);
@@ -211,26 +238,31 @@ void attention_backward(
 }
 
 size_t attention_backward_workspace_bytes([[maybe_unused]] int64_t num_queries,
+                                          [[maybe_unused]] int64_t num_sequences,
                                           [[maybe_unused]] int64_t num_heads,
                                           [[maybe_unused]] int64_t head_dim,
-                                          [[maybe_unused]] bool is_double, bool cuda) {
+                                          [[maybe_unused]] bool is_wide, bool cuda) {
   return bytes_on(
       cuda, [] { return size_t{0}; },
       FASTSHAPE_CUDA_BYTES(
-          attention_backward_workspace_bytes(num_queries, num_heads, head_dim, is_double)));
+          attention_backward_workspace_bytes(num_queries, num_sequences, num_heads, head_dim,
+                                             is_wide)));
 }
 
 }  // namespace
 
 void bind_attention(py::module_& m) {
+  m.def("voxel_order", &voxel_order, py::arg("coords"), py::arg("workspace"), py::arg("bad_row"),
+        py::arg("order"));
+  m.def("voxel_order_workspace_bytes", FASTSHAPE_WORKSPACE(voxel_order), py::arg("count"));
   m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("q_offsets"),
         py::arg("k_offsets"), py::arg("run_offsets"), py::arg("run_starts"),
         py::arg("run_positions"), py::arg("coords"), py::arg("scale"), py::arg("q_gamma"),
         py::arg("k_gamma"), py::arg("rope"), py::arg("out"), py::arg("lse"));
   m.def("attention_gamma_parts", &gamma_parts, py::arg("num_rows"), py::arg("num_sequences"));
   m.def("attention_backward_workspace_bytes", &attention_backward_workspace_bytes,
-        py::arg("num_queries"), py::arg("num_heads"), py::arg("head_dim"), py::arg("is_double"),
-        py::arg("cuda"));
+        py::arg("num_queries"), py::arg("num_sequences"), py::arg("num_heads"),
+        py::arg("head_dim"), py::arg("is_wide"), py::arg("cuda"));
   m.def("attention_backward", &attention_backward, py::arg("grad_out"), py::arg("q"), py::arg("k"),
         py::arg("v"), py::arg("out"), py::arg("lse"), py::arg("q_offsets"), py::arg("k_offsets"),
         py::arg("run_offsets"), py::arg("run_starts"), py::arg("run_positions"), py::arg("coords"),

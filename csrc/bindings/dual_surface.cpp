@@ -1,7 +1,5 @@
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-
 #include "bindings/arguments.h"
 #include "bindings/run.h"
 #include "bindings/tensor.h"
@@ -438,7 +436,6 @@ void flexicubes_backward(FASTSHAPE_FLEXICUBES_PARAMETERS, const Tensor& vertices
                                      grad_values.data<T>(),
                                      data_or_null<T>(grad_positions),
                                      data_or_null<T>(grad_corner_features),
-                                     std::max<int64_t>(num_cubes, 0),
                                      activated,
                                      data_or_null<T>(grad_alpha),
                                      data_or_null<T>(grad_beta),

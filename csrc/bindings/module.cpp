@@ -14,6 +14,7 @@ void bind_carving(py::module_& m);
 void bind_dual_surface(py::module_& m);
 void bind_geometry(py::module_& m);
 void bind_isosurface(py::module_& m);
+void bind_quantize(py::module_& m);
 void bind_raster(py::module_& m);
 void bind_sampling(py::module_& m);
 void bind_sparse(py::module_& m);
@@ -73,6 +74,7 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   fastshape::bind_dual_surface(m);
   fastshape::bind_geometry(m);
   fastshape::bind_isosurface(m);
+  fastshape::bind_quantize(m);
   fastshape::bind_raster(m);
   fastshape::bind_sampling(m);
   fastshape::bind_sparse(m);

@@ -102,6 +102,23 @@ void invert_table(const Tensor& rows, const Tensor& inverse) {
       FASTSHAPE_CUDA(cuda::invert_table(task, stream)));
 }
 
+void order_rows(const Tensor& rows, const std::optional<Tensor>& workspace, const Tensor& order) {
+  require(rows, "rows", {DType::int32}, {-1, -1}, "(M, K)");
+  require_rows(rows.size(0), "rows");
+  FASTSHAPE_CHECK_VALUE(rows.size(1) >= 1 && rows.size(1) <= 32,
+                        "`rows` must have 1 to 32 columns, got ", rows.size(1));
+  require(order, "order", {DType::int32}, {rows.size(0)}, "(M,)");
+  require_same_device(rows, "rows", order, "order");
+  [[maybe_unused]] const Workspace space = open_workspace(rows, "rows", workspace);
+#if defined(FASTSHAPE_HAS_CUDA) || defined(FASTSHAPE_EMULATION)
+  if (workspace) require_workspace(space, cuda::order_rows_workspace_bytes(rows.size(0)));
+#endif
+  const OrderRows task{rows.data<int32_t>(), rows.size(0), static_cast<int>(rows.size(1)),
+                       order.data<int32_t>()};
+  run(rows, FASTSHAPE_CPU(cpu::order_rows(task)),
+      FASTSHAPE_CUDA(cuda::order_rows(task, space.data, stream)));
+}
+
 template <class Index>
 UniqueVoxels<Index> unique_task(const Tensor& coords, int64_t factor, const int* bits,
                                 const Tensor& index, const Tensor& order) {
@@ -350,6 +367,8 @@ void bind_sparse(py::module_& m) {
   m.def("neighbor_table", &neighbor_table, py::arg("coords"), py::arg("slots"), py::arg("queries"),
         py::arg("kernel_size"), py::arg("stride"), py::arg("dilation"), py::arg("rows"));
   m.def("invert_table", &invert_table, py::arg("rows"), py::arg("inverse"));
+  m.def("order_rows_workspace_bytes", FASTSHAPE_WORKSPACE(order_rows), py::arg("num_rows"));
+  m.def("order_rows", &order_rows, py::arg("rows"), py::arg("workspace"), py::arg("order"));
   m.def("unique_voxels_workspace_bytes", FASTSHAPE_WORKSPACE(unique_voxels), py::arg("num_voxels"));
   m.def("unique_voxels_count", &unique_voxels_count, py::arg("coords"), py::arg("factor"),
         py::arg("batch_bits"), py::arg("x_bits"), py::arg("y_bits"), py::arg("z_bits"),

@@ -24,15 +24,15 @@ struct FlexiCubesBackward {
   const T* grad_features;   // as out_features, or null
   const T* grad_deviation;  // (E,)
   int64_t num_points;       // P
+  // Nothing everywhere before, and where the surface does not pass after.
   T* grad_values;           // (P,)
   T* grad_positions;        // (P, 3), null without positions
   T* grad_corner_features;  // (P, num_features), null without features
-  // Of the weights of all cubes, or null without them: nothing where the surface does not pass.
-  int64_t num_cubes;
+  // Of the weights of all N cubes, or null without them.
   bool activated;  // with respect to what `activated` was given
-  T* grad_alpha;   // (num_cubes, 8)
-  T* grad_beta;    // (num_cubes, 12)
-  T* grad_gamma;   // (num_cubes,)
+  T* grad_alpha;   // (N, 8)
+  T* grad_beta;    // (N, 12)
+  T* grad_gamma;   // (N,)
 };
 
 // incidence[12 * cube + edge]: 4 * quad + corner of the quad that has the cube's dual vertex of

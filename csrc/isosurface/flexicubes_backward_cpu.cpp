@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "core/pages.h"
 #include "core/parallel.h"
 
 namespace fastshape::cpu {
@@ -27,31 +26,10 @@ BackwardWorkspace<T> workspace_of(void* begin, const FlexiCubesBackward<T>& b) {
   return w;
 }
 
-// Rows [begin, end) of so many numbers become nothing.
-template <class T>
-void clear_rows(T* values, int64_t width, int64_t begin, int64_t end) {
-  if (values != nullptr) std::fill(values + width * begin, values + width * end, T(0));
-}
-
-template <class T>
-void clear_corners(const FlexiCubesBackward<T>& b, int64_t begin, int64_t end) {
-  clear_rows(b.grad_values, 1, begin, end);
-  clear_rows(b.grad_positions, 3, begin, end);
-  clear_rows(b.grad_corner_features, b.task.num_features, begin, end);
-}
-
-template <class T>
-void clear_weights(const FlexiCubesBackward<T>& b, int64_t begin, int64_t end) {
-  clear_rows(b.grad_alpha, 8, begin, end);
-  clear_rows(b.grad_beta, kDualEdges, begin, end);
-  clear_rows(b.grad_gamma, 1, begin, end);
-}
-
 // ---- Of a lattice ------------------------------------------------------------------------------
 //
 // Whoever has some planes of points walks the cubes that have corners there, in their order; the
-// cubes before the first plane are walked by two. What is cleared is still in the cache when
-// something is added to it.
+// cubes before the first plane are walked by two.
 
 constexpr int64_t kPlanes = 8;
 
@@ -61,19 +39,14 @@ void planes_backward(const FlexiCubesBackward<T>& b, const int64_t* incidence, i
   const DualCubes& cubes = b.task.cubes;
   const CubeCorners& lattice = b.task.corners;
   const int64_t plane = lattice.size_y * lattice.size_z;
-  const int64_t slab = (lattice.size_y - 1) * (lattice.size_z - 1);
   std::vector<T> features(static_cast<size_t>(8 * b.task.num_features));
   CornerGradients<T> gradients;
   gradients.features = features.data();
   gradients.stride = b.task.num_features;
-  const int64_t size_x = b.num_points / plane;
   int64_t s =
       std::lower_bound(cubes.lowest, cubes.lowest + cubes.num, (first - 1) * plane) - cubes.lowest;
-  clear_corners(b, first * plane, (first + 1) * plane);
   for (int64_t x = first - 1; x < last; ++x) {
     const bool mine = x >= first;
-    if (mine && x + 1 < last) clear_corners(b, (x + 1) * plane, (x + 2) * plane);
-    if (mine && x + 1 < size_x) clear_weights(b, x * slab, (x + 1) * slab);
     for (; s < cubes.num && cubes.lowest[s] < (x + 1) * plane; ++s) {
       cube_gradients(b, incidence, s, mine, &gradients);
       for (int k = 0; k < 8; ++k) {
@@ -100,10 +73,6 @@ void lattice_backward(const FlexiCubesBackward<T>& b, const int64_t* incidence) 
 template <class T>
 void list_backward(const FlexiCubesBackward<T>& b, const BackwardWorkspace<T>& w) {
   const int64_t num = b.task.cubes.num, width = corner_width(b);
-  parallel_for(b.num_points, 1 << 16,
-               [&](int64_t begin, int64_t end) { clear_corners(b, begin, end); });
-  parallel_for(b.num_cubes, 1 << 14,
-               [&](int64_t begin, int64_t end) { clear_weights(b, begin, end); });
   parallel_for(num, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s)
       keep_cube_gradients(b, w.incidence, s, w.corners + 8 * width * s);
@@ -131,12 +100,6 @@ size_t flexicubes_backward_workspace_bytes(const FlexiCubesBackward<T>& b) {
 template <class T>
 void flexicubes_backward(const FlexiCubesBackward<T>& b, void* workspace) {
   const BackwardWorkspace<T> w = workspace_of(workspace, b);
-  const auto prepare = [](T* values, int64_t count) {
-    if (values != nullptr) prefer_large_pages(values, static_cast<size_t>(count) * sizeof(T));
-  };
-  prepare(b.grad_positions, 3 * b.num_points);
-  prepare(b.grad_alpha, 8 * b.num_cubes);
-  prepare(b.grad_beta, kDualEdges * b.num_cubes);
   if (b.task.centers) {
     parallel_for(kDualEdges * b.task.cubes.num, 1 << 16, [&](int64_t begin, int64_t end) {
       std::fill(w.incidence + begin, w.incidence + end, -1);

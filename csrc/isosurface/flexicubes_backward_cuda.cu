@@ -72,11 +72,6 @@ __global__ void corners_kernel(FlexiCubesBackward<T> b, BackwardWorkspace<T> w) 
     add_kept(b, w.corners + corner_width(b) * w.sorted_slots[at], static_cast<int64_t>(corner));
 }
 
-template <class T>
-void fill_zero(T* values, int64_t count, cudaStream_t stream) {
-  if (values != nullptr) fill_bytes(kOp, values, 0, static_cast<size_t>(count) * sizeof(T), stream);
-}
-
 }  // namespace
 
 template <class T>
@@ -88,12 +83,6 @@ template <class T>
 void flexicubes_backward(const FlexiCubesBackward<T>& b, void* workspace, cudaStream_t stream) {
   const BackwardWorkspace<T> w = workspace_of(workspace, b);
   const int64_t num = b.task.cubes.num;
-  fill_zero(b.grad_values, b.num_points, stream);
-  fill_zero(b.grad_positions, 3 * b.num_points, stream);
-  fill_zero(b.grad_corner_features, b.task.num_features * b.num_points, stream);
-  fill_zero(b.grad_alpha, 8 * b.num_cubes, stream);
-  fill_zero(b.grad_beta, kDualEdges * b.num_cubes, stream);
-  fill_zero(b.grad_gamma, b.num_cubes, stream);
   if (num == 0) return;
   if (b.task.centers) {
     fill_bytes(kOp, w.incidence, 0xff, static_cast<size_t>(kDualEdges * num) * sizeof(int64_t),

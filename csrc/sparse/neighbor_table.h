@@ -42,16 +42,35 @@ struct InvertTable {
   int64_t num_inverse;
 };
 
+// Rows that have neighbors at the same offsets behind each other, ascending among them.
+struct OrderRows {
+  const int32_t* rows;  // (num_rows, width)
+  int64_t num_rows;
+  int width;       // at most 32
+  int32_t* order;  // (num_rows,)
+};
+
+// Bit k: there is a neighbor at offset k.
+FASTSHAPE_HOST_DEVICE uint32_t offset_bits(const OrderRows& task, int64_t row) {
+  uint32_t bits = 0;
+  for (int k = 0; k < task.width; ++k)
+    bits |= static_cast<uint32_t>(task.rows[task.width * row + k] >= 0) << k;
+  return bits;
+}
+
 namespace cpu {
 template <class Index>
 void neighbor_table(const NeighborTable<Index>& task);
 void invert_table(const InvertTable& task);
+void order_rows(const OrderRows& task);
 }  // namespace cpu
 
 namespace cuda {
 template <class Index>
 void neighbor_table(const NeighborTable<Index>& task, cudaStream_t stream);
 void invert_table(const InvertTable& task, cudaStream_t stream);
+size_t order_rows_workspace_bytes(int64_t num_rows);
+void order_rows(const OrderRows& task, void* workspace, cudaStream_t stream);
 }  // namespace cuda
 
 }  // namespace fastshape

@@ -1,7 +1,9 @@
 #include "sparse/neighbor_table.h"
 
 #include "core/cuda_utils.cuh"
+#include "core/device_algorithms.cuh"
 #include "core/elementwise.cuh"
+#include "core/workspace.h"
 
 namespace fastshape::cuda {
 namespace {
@@ -30,6 +32,33 @@ __global__ void invert_kernel(InvertTable task) {
     task.inverse[task.width * row + i % task.width] = static_cast<int32_t>(i / task.width);
 }
 
+struct OrderWorkspace {
+  uint32_t *keys, *sorted_keys;  // (M,)
+  uint32_t* rows;                // (M,)
+  unsigned char* sort;
+  size_t sort_bytes;
+  size_t bytes;
+};
+
+OrderWorkspace workspace_of(void* begin, int64_t num_rows) {
+  WorkspaceCutter cutter(begin);
+  OrderWorkspace w{};
+  w.keys = cutter.take<uint32_t>(num_rows);
+  w.sorted_keys = cutter.take<uint32_t>(num_rows);
+  w.rows = cutter.take<uint32_t>(num_rows);
+  w.sort_bytes = device_sort_pairs_workspace_bytes<uint32_t>("order_rows", num_rows);
+  w.sort = cutter.take<unsigned char>(static_cast<int64_t>(w.sort_bytes));
+  w.bytes = cutter.bytes();
+  return w;
+}
+
+__global__ void offset_bits_kernel(OrderRows task, OrderWorkspace w) {
+  const int64_t m = thread_index();
+  if (m >= task.num_rows) return;
+  w.keys[m] = offset_bits(task, m);
+  w.rows[m] = static_cast<uint32_t>(m);
+}
+
 }  // namespace
 
 template <class Index>
@@ -54,6 +83,20 @@ void invert_table(const InvertTable& task, cudaStream_t stream) {
              static_cast<size_t>(task.num_inverse * task.width) * sizeof(int32_t), stream);
   if (task.num_rows == 0) return;
   launch(op, invert_kernel, blocks_for(task.num_rows * task.width), dim3(kBlock), 0, stream, task);
+}
+
+size_t order_rows_workspace_bytes(int64_t num_rows) {
+  return workspace_of(nullptr, num_rows).bytes;
+}
+
+void order_rows(const OrderRows& task, void* workspace, cudaStream_t stream) {
+  if (task.num_rows == 0) return;
+  const char* op = "order_rows";
+  const OrderWorkspace w = workspace_of(workspace, task.num_rows);
+  launch(op, offset_bits_kernel, blocks_for(task.num_rows), dim3(kBlock), 0, stream, task, w);
+  device_sort_pairs<uint32_t>(op, w.sort, w.sort_bytes, w.keys, w.sorted_keys, w.rows,
+                              reinterpret_cast<uint32_t*>(task.order), task.num_rows, stream, 0,
+                              task.width);
 }
 
 }  // namespace fastshape::cuda

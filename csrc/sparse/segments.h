@@ -64,20 +64,6 @@ FASTSHAPE_HOST_DEVICE bool replaces(T candidate, T best) {
   return candidate > best || (candidate != candidate && best == best);
 }
 
-// Element (s, j) of the largest.
-template <class T>
-FASTSHAPE_HOST_DEVICE void reduce_max(const SegmentReduce<T>& task, int64_t s, int64_t j) {
-  int32_t best = -1;
-  typename Wide<T>::type value = 0;
-  for (int64_t i = task.offsets[s]; i < task.offsets[s + 1]; ++i) {
-    const int32_t row = task.order[i];
-    const auto candidate = widen(task.values[task.width * row + j]);
-    if (best < 0 || replaces(candidate, value)) best = row, value = candidate;
-  }
-  narrow(value, task.out + task.width * s + j);
-  task.best[task.width * s + j] = best;
-}
-
 template <class T>
 FASTSHAPE_HOST_DEVICE T gather_element(const GatherSegments<T>& task, int64_t row, int64_t segment,
                                        int64_t j) {

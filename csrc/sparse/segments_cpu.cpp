@@ -13,19 +13,50 @@ constexpr int64_t kColumns = 64;  // summed at a time, on the stack
 
 int64_t rows_for(int64_t width) { return std::max<int64_t>(1, kPieceElements / (width + 1)); }
 
-// Columns [begin, begin + count) of segment s, at most kColumns of them.
+// Columns [begin, begin + count) of row i of the order, the rows to come being fetched: they lie
+// anywhere.
+template <class T>
+const T* row_of(const SegmentReduce<T>& task, int64_t i, int64_t begin, int64_t count) {
+  constexpr int64_t kAhead = 8, kLine = 64 / static_cast<int64_t>(sizeof(T));
+  if (i + kAhead < task.num_rows) {
+    const T* next = task.values + task.width * task.order[i + kAhead] + begin;
+    for (int64_t j = 0; j < count; j += kLine) __builtin_prefetch(next + j);
+  }
+  return task.values + task.width * task.order[i] + begin;
+}
+
+// At most kColumns columns of segment s.
 template <class T>
 void reduce_sum(const SegmentReduce<T>& task, int64_t s, int64_t begin, int64_t count) {
   using W = typename Wide<T>::type;
   W sum[kColumns] = {};
   for (int64_t i = task.offsets[s]; i < task.offsets[s + 1]; ++i) {
-    const T* row = task.values + task.width * task.order[i] + begin;
+    const T* row = row_of(task, i, begin, count);
     for (int64_t j = 0; j < count; ++j) sum[j] += widen(row[j]);
   }
   const int64_t rows = task.offsets[s + 1] - task.offsets[s];
   const W divisor = static_cast<W>(std::max<int64_t>(1, divisor_of(task.reduction, rows)));
   T* out = task.out + task.width * s + begin;
   for (int64_t j = 0; j < count; ++j) narrow(sum[j] / divisor, out + j);
+}
+
+template <class T>
+void reduce_max(const SegmentReduce<T>& task, int64_t s, int64_t begin, int64_t count) {
+  typename Wide<T>::type largest[kColumns] = {};
+  int32_t best[kColumns];
+  std::fill(best, best + count, -1);
+  for (int64_t i = task.offsets[s]; i < task.offsets[s + 1]; ++i) {
+    const T* row = row_of(task, i, begin, count);
+    const int32_t n = task.order[i];
+    for (int64_t j = 0; j < count; ++j) {
+      const auto candidate = widen(row[j]);
+      const bool take = best[j] < 0 || replaces(candidate, largest[j]);
+      largest[j] = take ? candidate : largest[j];
+      best[j] = take ? n : best[j];
+    }
+  }
+  for (int64_t j = 0; j < count; ++j) narrow(largest[j], task.out + task.width * s + begin + j);
+  std::copy_n(best, count, task.best + task.width * s + begin);
 }
 
 }  // namespace
@@ -52,7 +83,7 @@ void segment_reduce(const SegmentReduce<T>& task) {
       const int64_t s = i / blocks, first = i % blocks * columns;
       const int64_t count = std::min(columns, task.width - first);
       if (task.reduction == Reduction::max)
-        for (int64_t j = first; j < first + count; ++j) reduce_max(task, s, j);
+        reduce_max(task, s, first, count);
       else
         reduce_sum(task, s, first, count);
     }

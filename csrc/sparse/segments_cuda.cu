@@ -52,6 +52,20 @@ __global__ void offsets_kernel(MakeSegments task, SegmentsWorkspace w) {
   task.offsets[s] = begin;
 }
 
+// Element (s, j) of the largest.
+template <class T>
+__device__ void reduce_max(const SegmentReduce<T>& task, int64_t s, int64_t j) {
+  int32_t best = -1;
+  typename Wide<T>::type value = 0;
+  for (int64_t i = task.offsets[s]; i < task.offsets[s + 1]; ++i) {
+    const int32_t row = task.order[i];
+    const auto candidate = widen(task.values[task.width * row + j]);
+    if (best < 0 || replaces(candidate, value)) best = row, value = candidate;
+  }
+  narrow(value, task.out + task.width * s + j);
+  task.best[task.width * s + j] = best;
+}
+
 // A thread for an element, so that neighbors read neighbors.
 template <class T>
 __global__ void reduce_kernel(SegmentReduce<T> task) {

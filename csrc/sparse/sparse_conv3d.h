@@ -3,10 +3,11 @@
 //
 //   out[m] = bias + sum over k and i of weight[:, k, i] * feats[rows[m][k]][i]
 //
-// over the entries of the table that are not -1, k and i ascending, added up one by one with fused
-// multiply-adds (but for the portable kernel and for tensor cores) in the type that Wide names. So
-// a row's result depends on its own neighbors only: not on the order of the voxels, the number of
-// threads or how the work was cut.
+// over the entries of the table that are not -1. The products of an offset and of kDepthPart input
+// channels are added up one by one with fused multiply-adds, in the type that Wide names, and their
+// sum to that of the ones before; k and i ascend. (The portable kernel has no fused ones, and
+// tensor cores have their own order.) So a row's result depends on its own neighbors only: not on
+// the order of the voxels, the number of threads or how the work was cut.
 #pragma once
 
 #include <cstddef>
@@ -18,6 +19,7 @@
 namespace fastshape {
 
 constexpr int kMaxOffsets = 27;
+constexpr int64_t kDepthPart = 128;
 
 template <class T>
 struct SparseConv3d {

@@ -23,6 +23,7 @@ __device__ __forceinline__ double fused(double a, double b, double c) { return _
 constexpr int kTile = 64;      // rows and columns
 constexpr int kThreads = 256;  // each sums 4 x 4
 constexpr int kDepth = 16;     // input channels at a time
+static_assert(kDepthPart % kDepth == 0);
 
 template <class W>
 struct PlainShared {
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(SparseConv3d<T> task) {
   __syncthreads();
   const int row4 = thread / 16 * 4, column4 = thread % 16 * 4;
   const int load_line = thread / 4, load_depth = thread % 4 * 4;
-  W sums[4][4] = {};
+  W sums[4][4] = {}, part[4][4] = {};
   for (int k = 0; k < task.num_offsets; ++k) {
     int32_t row = -1;
     if (thread < kTile) {
@@ -75,9 +76,14 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(SparseConv3d<T> task) {
         for (int i = 0; i < 4; ++i) a[i] = s.left[d][row4 + i];
         for (int j = 0; j < 4; ++j) b[j] = s.right[d][column4 + j];
         for (int i = 0; i < 4; ++i)
-          for (int j = 0; j < 4; ++j) sums[i][j] = fused(a[i], b[j], sums[i][j]);
+          for (int j = 0; j < 4; ++j) part[i][j] = fused(a[i], b[j], part[i][j]);
       }
       __syncthreads();
+      const int64_t next = depth + kDepth;
+      if (next % kDepthPart == 0 || next >= task.in_channels) {
+        for (int i = 0; i < 4; ++i)
+          for (int j = 0; j < 4; ++j) sums[i][j] += part[i][j], part[i][j] = 0;
+      }
     }
   }
   for (int i = 0; i < 4; ++i) {

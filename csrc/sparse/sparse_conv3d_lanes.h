@@ -13,6 +13,13 @@
 #include <immintrin.h>
 #endif
 
+// GCC would store vectors that are used more than once and read them back each time.
+#if defined(__AVX2__)
+#define FASTSHAPE_IN_REGISTERS(a, b) asm("" : "+v"(a), "+v"(b))
+#else
+#define FASTSHAPE_IN_REGISTERS(a, b)
+#endif
+
 namespace fastshape {
 namespace {
 
@@ -67,6 +74,7 @@ template <>
 struct ConvLanes<BFloat16> {
   using Vector = __m512;
   static constexpr int kLanes = 16, kRows = 8, kStep = 2;
+  static Vector zero() { return _mm512_setzero_ps(); }
   static Vector load(const float* p) { return _mm512_loadu_ps(p); }
   static Vector load(const BFloat16* p) {
     return _mm512_castsi512_ps(_mm512_loadu_si512(static_cast<const void*>(p)));
@@ -80,6 +88,7 @@ struct ConvLanes<BFloat16> {
   static Vector add_product(Vector a, Vector b, Vector c) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
   }
+  static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
 };
 #endif
 

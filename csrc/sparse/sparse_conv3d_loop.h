@@ -14,7 +14,7 @@
 namespace fastshape {
 namespace {
 
-constexpr int64_t kDepth =
+constexpr int64_t kDepthPart =
     128;  // input channels at a time: a panel of them stays in the first cache
 
 // Rows of features, and where their sums lie.
@@ -24,7 +24,7 @@ struct TileRows {
   typename Wide<T>::type* sums[ConvLanes<T>::kRows];
 };
 
-// sums += in[i][0:depth] times a panel.
+// sums += in[i][0:depth] times a panel, of which nothing is added before it is all summed.
 template <class T, int kRows>
 inline void add_tile(const TileRows<T>& rows, int64_t depth, const T* panel) {
   using L = ConvLanes<T>;
@@ -32,11 +32,11 @@ inline void add_tile(const TileRows<T>& rows, int64_t depth, const T* panel) {
   const T* in[kRows];
   for (int i = 0; i < kRows; ++i) {
     in[i] = rows.in[i];
-    left[i] = L::load(rows.sums[i]);
-    right[i] = L::load(rows.sums[i] + L::kLanes);
+    left[i] = right[i] = L::zero();
   }
   for (int64_t d = 0; d < depth; d += L::kStep) {
-    const auto b = L::load(panel), c = L::load(panel + L::kLanes * L::kStep);
+    auto b = L::load(panel), c = L::load(panel + L::kLanes * L::kStep);
+    FASTSHAPE_IN_REGISTERS(b, c);
     panel += 2 * L::kLanes * L::kStep;
     for (int i = 0; i < kRows; ++i) {
       const auto a = L::all(in[i] + d);
@@ -45,8 +45,9 @@ inline void add_tile(const TileRows<T>& rows, int64_t depth, const T* panel) {
     }
   }
   for (int i = 0; i < kRows; ++i) {
-    L::store(rows.sums[i], left[i]);
-    L::store(rows.sums[i] + L::kLanes, right[i]);
+    auto* const sums = rows.sums[i];
+    L::store(sums, L::add(L::load(sums), left[i]));
+    L::store(sums + L::kLanes, L::add(L::load(sums + L::kLanes), right[i]));
   }
 }
 
@@ -96,8 +97,8 @@ void conv_rows(const SparseConv3d<T>& task, const T* panels, int64_t begin, int6
   std::fill(sums, sums + (end - begin) * width, 0);
   for (int k = 0; k < task.num_offsets; ++k, panels += width * depth) {
     const int64_t count = list_pairs(task.rows, task.num_offsets, k, begin, end, pairs);
-    for (int64_t first = 0; first < depth && count > 0; first += kDepth) {
-      const int64_t part = std::min(kDepth, depth - first);
+    for (int64_t first = 0; first < depth && count > 0; first += kDepthPart) {
+      const int64_t part = std::min(kDepthPart, depth - first);
       for (int64_t column = 0; column < width; column += kPanel) {
         const T* panel = panels + column * depth + first * kPanel;
         for (int64_t p = 0; p < count; p += L::kRows) {
@@ -140,7 +141,8 @@ inline void add_outer(const SparseConv3dWeightGrad<T>& task, int k, const cpu::R
   for (int64_t p = 0; p < count; ++p) {
     const T* in = task.feats + pairs[p].in * task.in_channels + i;
     const T* grad = task.grad_out + pairs[p].out * task.out_channels + o;
-    const auto b = load(in, 0), c = load(in, L::kLanes);
+    auto b = load(in, 0), c = load(in, L::kLanes);
+    FASTSHAPE_IN_REGISTERS(b, c);
     for (int r = 0; r < kRows; ++r) {
       const auto a = L::all(grad + r);
       left[r] = L::add_product(a, b, left[r]);

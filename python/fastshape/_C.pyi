@@ -191,6 +191,7 @@ def antialias_backward_workspace_bytes(num_pixels: int) -> int: ...
 def pack_bits(grid: Tensor, bits: Tensor) -> None: ...
 def unpack_bits(bits: Tensor, grid: Tensor) -> None: ...
 def dilate_bits(bits: Tensor, size_z: int, dilated: Tensor) -> None: ...
+def dilate_values(grid: Tensor, dilated: Tensor) -> None: ...
 def set_bits(coords: Tensor, mask: Tensor | None, bits: Tensor, size_z: int, bad_row: Tensor) -> None: ...
 def get_bits(coords: Tensor, bits: Tensor, size_z: int, found: Tensor) -> None: ...
 def count_set_bits_workspace_bytes(num_words: int) -> int: ...
@@ -416,6 +417,8 @@ def neighbor_table(
     rows: Tensor,
 ) -> None: ...
 def invert_table(rows: Tensor, inverse: Tensor) -> None: ...
+def order_rows_workspace_bytes(num_rows: int) -> int: ...
+def order_rows(rows: Tensor, workspace: Tensor | None, order: Tensor) -> None: ...
 def unique_voxels_workspace_bytes(num_voxels: int) -> int: ...
 def unique_voxels_count(
     coords: Tensor,
@@ -447,3 +450,107 @@ def sparse_conv3d_weight_grad_workspace_bytes(
 def sparse_conv3d_weight_grad(
     grad_out: Tensor, feats: Tensor, rows: Tensor, workspace: Tensor | None, grad_weight: Tensor
 ) -> None: ...
+
+# attention
+def voxel_order(coords: Tensor, workspace: Tensor | None, bad_row: Tensor, order: Tensor) -> None: ...
+def voxel_order_workspace_bytes(count: int) -> int: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    run_offsets: Tensor | None,
+    run_starts: Tensor | None,
+    run_positions: Tensor | None,
+    coords: Tensor | None,
+    scale: float,
+    q_gamma: Tensor | None,
+    k_gamma: Tensor | None,
+    rope: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+) -> None: ...
+def attention_gamma_parts(num_rows: int, num_sequences: int) -> int: ...
+def attention_backward_workspace_bytes(
+    num_queries: int, num_sequences: int, num_heads: int, head_dim: int, is_wide: bool, cuda: bool
+) -> int: ...
+def attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    run_offsets: Tensor | None,
+    run_starts: Tensor | None,
+    run_positions: Tensor | None,
+    coords: Tensor | None,
+    scale: float,
+    q_gamma: Tensor | None,
+    k_gamma: Tensor | None,
+    rope: Tensor | None,
+    workspace: Tensor | None,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    q_gamma_grad: Tensor | None,
+    k_gamma_grad: Tensor | None,
+) -> None: ...
+
+# quantize
+def nearest_code(
+    x: Tensor,
+    codebook: Tensor,
+    cosine: bool,
+    workspace: Tensor,
+    indices: Tensor,
+    counts: Tensor | None,
+) -> None: ...
+def topk_codes(
+    x: Tensor,
+    codebook: Tensor,
+    top: int,
+    cosine: bool,
+    workspace: Tensor,
+    indices: Tensor,
+    square_distance: Tensor,
+) -> None: ...
+def nearest_code_workspace_bytes(
+    num_codes: int, dim: int, num_rows: int, is_double: bool, cuda: bool
+) -> int: ...
+def code_sums(
+    values: Tensor,
+    codes: Tensor,
+    num_codes: int,
+    levels: int,
+    workspace: Tensor,
+    sums: Tensor,
+    counts: Tensor | None,
+) -> None: ...
+def code_sums_workspace_bytes(num_rows: int, num_sums: int, cuda: bool) -> int: ...
+def residual_quantize(
+    x: Tensor,
+    codebooks: Tensor,
+    cosine: bool,
+    workspace: Tensor,
+    codes: Tensor,
+    quantized: Tensor,
+    square_error: Tensor,
+    counts: Tensor | None,
+) -> None: ...
+def residual_quantize_workspace_bytes(
+    num_codes: int, dim: int, num_books: int, num_rows: int, is_double: bool, cuda: bool
+) -> int: ...
+def residual_quantize_backward(
+    x: Tensor,
+    codebooks: Tensor,
+    codes: Tensor,
+    residual_weights: Tensor,
+    code_weights: Tensor,
+    grad_x: Tensor,
+    grad_codes: Tensor | None,
+) -> None: ...
+def residual_decode(codes: Tensor, codebooks: Tensor, quantized: Tensor) -> None: ...

@@ -419,6 +419,16 @@ def test_instruction_sets_and_threads_agree(dtype):
             assert torch.equal(grad, results[0][1][name])
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_of_a_list_are_those_of_the_lattice(training):
+    """A lattice's are gathered plane by plane, those of a list kept by its cubes and then summed."""
+    inputs, cubes = random_inputs(30, 9, 20)
+    _, dense = gradients(inputs, training=training)
+    _, sparse = gradients(inputs | {"sdf": inputs["sdf"].flatten()}, cubes=cubes, training=training)
+    for name, grad in dense.items():
+        assert torch.equal(sparse[name].view_as(grad), grad), name
+
+
 # ---- Gradients ---------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from sparse_cases import full_grid, random_voxels, sphere_voxels
 
-from fastshape import ops, testing
+from fastshape import _library, ops, testing
 from fastshape.ops import sparse as sparse_module
 from fastshape.reference import sparse as reference
 
@@ -77,6 +77,25 @@ def test_table_of_queries(backend, kernel_size, stride):
     back = table.transposed()
     assert torch.equal(back.rows.cpu(), inverse)
     assert torch.equal(back.inverse.cpu(), expected)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 3])
+def test_order_of_rows(backend, kernel_size):
+    """Rows with neighbors at the same offsets stand together."""
+    coords = random_voxels(200, 6)
+    rows = reference.neighbor_table(coords, kernel_size=kernel_size)
+    here, order = backend.put(rows, torch.empty(len(rows), dtype=torch.int32))
+    module = _library.backend()
+    size = module.order_rows_workspace_bytes(len(rows))
+    module.order_rows(here, torch.empty(size, dtype=torch.uint8, device=here.device), order)
+    bits = ((rows >= 0).long() << torch.arange(rows.shape[1])).sum(1)
+    assert torch.equal(order.cpu().long(), bits.sort(stable=True).indices)
+    table = ops.neighbor_table(*backend.put(coords, coords), kernel_size=kernel_size)
+    if backend.name == "cpu":
+        assert table.order.shape == table.inverse_order.shape == (0,)
+    else:
+        assert torch.equal(table.order.cpu(), order.cpu())
+        assert table.inverse_order.long().sort().values.tolist() == list(range(len(coords)))
 
 
 @pytest.mark.parametrize("schedule", ["ascending", "descending", "random"])

@@ -33,6 +33,13 @@ from fastshape.ops.mesh import closest_point as closest_point
 from fastshape.ops.mesh import ray_crossings as ray_crossings
 from fastshape.ops.mesh import ray_parity as ray_parity
 from fastshape.ops.mesh import winding_number as winding_number
+from fastshape.ops.quantize import ResidualCodes as ResidualCodes
+from fastshape.ops.quantize import code_sums as code_sums
+from fastshape.ops.quantize import ema_codebook as ema_codebook
+from fastshape.ops.quantize import nearest_code as nearest_code
+from fastshape.ops.quantize import residual_decode as residual_decode
+from fastshape.ops.quantize import residual_quantize as residual_quantize
+from fastshape.ops.quantize import topk_codes as topk_codes
 from fastshape.ops.raster import Rasterized as Rasterized
 from fastshape.ops.raster import antialias as antialias
 from fastshape.ops.raster import edge_twins as edge_twins
@@ -53,6 +60,9 @@ from fastshape.ops.sparse import subdivide_features as subdivide_features
 from fastshape.ops.sparse import subdivide_voxels as subdivide_voxels
 from fastshape.ops.sparse import unique_voxels as unique_voxels
 from fastshape.ops.sparse_conv import sparse_conv3d as sparse_conv3d
+from fastshape.ops.tokens import Tokens as Tokens
+from fastshape.ops.tokens import pack_tokens as pack_tokens
+from fastshape.ops.tokens import unpack_tokens as unpack_tokens
 from fastshape.ops.voxels import project_features as project_features
 from fastshape.ops.voxels import voxelize_mesh as voxelize_mesh
 from fastshape.ops.voxels import voxelize_points as voxelize_points

@@ -15,15 +15,70 @@ from fastshape._library import backend, define
 # ---- voxel_order -------------------------------------------------------------------------------------------
 
 
+_MAX_COORD = 2**20 - 1  # kVoxelBits in csrc/attention/voxel_order.h
+
+
+def _raise_bad_row(coords: Tensor, row: int) -> None:
+    raise ValueError(
+        f"`coords` must have a number in the batch below 2^31 and coordinates in [0, {_MAX_COORD}], "
+        f"got {coords[row].tolist()} in row {row}"
+    )
+
+
+def _require_coords(coords: Tensor) -> None:
+    if not isinstance(coords, Tensor):
+        raise TypeError(f"`coords` must be a torch.Tensor, got {type(coords).__name__}")
+    if coords.ndim != 2 or coords.shape[1] != 4:
+        raise ValueError(f"`coords` must have shape (N, 4), got {tuple(coords.shape)}")
+
+
+def _voxel_order(coords: Tensor) -> Tensor:
+    module, workspace = backend(), None
+    order = torch.empty(len(coords), dtype=torch.int64, device=coords.device)
+    bad_row = torch.full((1,), len(coords), dtype=torch.int64, device=coords.device)
+    if coords.is_cuda or module.emulated:
+        size = module.voxel_order_workspace_bytes(len(coords))
+        workspace = torch.empty(size, dtype=torch.uint8, device=coords.device)
+    module.voxel_order(coords, workspace, bad_row, order)
+    bad = int(bad_row)  # the sync
+    if bad < len(coords):
+        _raise_bad_row(coords, bad)
+    return order
+
+
+_voxel_order_op = define(
+    "voxel_order(Tensor coords) -> Tensor",
+    implementation=_voxel_order,
+    fake=lambda coords: coords.new_empty(len(coords), dtype=torch.int64),
+)
+
+
 def voxel_order(coords: Tensor) -> Tensor:
-    """The permutation that puts voxels into the order in which windows are runs of rows: Morton's."""
-    batch, x, y, z = coords.long().T
-    key = torch.zeros_like(x)
-    for bit in reversed(range(20)):
-        for axis in (x, y, z):
-            key = key * 2 + (axis >> bit & 1)
-    order = key.argsort(stable=True)
-    return order[batch[order].argsort(stable=True)]
+    """The permutation that puts voxels into an order in which windows are a few runs of rows.
+
+    ``coords[voxel_order(coords)]`` ascends by the number in the batch, then by the bits of x, y and z from
+    the highest down, x before y before z of one place (Morton order). So every box of side 2^k at a multiple
+    of 2^k is one run of rows, and a window of 8^3 that is shifted by 4 is at most eight. Equal rows keep
+    their order.
+
+    Args:
+        coords: (N, 4) int32 or int64, contiguous: number in the batch, x, y, z; coordinates below 2^20.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        TypeError: not a tensor, wrong dtype.
+        ValueError: wrong shape, not contiguous, coordinates out of range.
+
+    Gradient: none.
+
+    Device: CPU and CUDA with equal results; one sync, for the check of the range.
+
+    Reference: Morton 1966.
+    """
+    _require_coords(coords)
+    return _voxel_order_op(coords)
 
 
 # ---- window_plan -------------------------------------------------------------------------------------------
@@ -76,15 +131,40 @@ class WindowPlan:
 
 
 def window_plan(coords: Tensor, *, window: int = 8, shift: int = 0) -> WindowPlan:
-    """The windows of voxels that stand in the order of :func:`voxel_order`.
+    """The windows of voxels that stand in the order of :func:`voxel_order`, for attention within them.
 
-    A voxel's window is (b, (x + shift) // window, (y + shift) // window, (z + shift) // window).
+    A voxel's window is (b, (x + shift) // window, (y + shift) // window, (z + shift) // window). Windows are
+    put together from cells, boxes whose side is the largest power of two that divides both ``window`` and
+    ``shift``, as each of them is a run of rows; of windows of 8 and shifts of 4 that is one run or eight. Any
+    other sizes do too, at worst with a run for every voxel.
 
     Args:
-        coords: (N, 4) int32, contiguous: number in the batch, x, y, z; in voxel order.
-        window: voxels along an axis of a window.
-        shift: at least 0; window // 2 in every second block of a Swin transformer.
+        coords: (N, 4) int32, contiguous: number in the batch, x, y, z, below 2^20; in voxel order.
+        window: voxels along an axis of a window, at least 1.
+        shift: at least 0; ``window // 2`` in every second block of a Swin transformer.
+
+    Returns:
+        A plan that serves every call with these voxels.
+
+    Raises:
+        TypeError: not a tensor, wrong dtype.
+        ValueError: wrong shape, not in voxel order, a window or a shift that is too small.
+
+    Gradient: none.
+
+    Device: CPU and CUDA with equal results; some syncs, here only.
+
+    Reference: Liu et al. 2021 (Swin); TRELLIS' windows, without its padding of the grid.
     """
+    _require_coords(coords)
+    if coords.dtype != torch.int32:
+        raise TypeError(f"`coords` must be int32, got {str(coords.dtype).removeprefix('torch.')}")
+    if not coords.is_contiguous():
+        raise ValueError("`coords` must be contiguous; call .contiguous() first")
+    if window < 1 or shift < 0:
+        raise ValueError(f"`window` must be at least 1 and `shift` at least 0, got {window} and {shift}")
+    if not bool((voxel_order(coords).diff() == 1).all()):
+        raise ValueError("`coords` must be in voxel order: coords[voxel_order(coords)].contiguous()")
     cell = math.gcd(window, shift) if shift else window
     cell = cell & -cell  # the largest power of two that divides both: such cells are runs of rows
     n, device = len(coords), coords.device
@@ -124,15 +204,20 @@ def window_plan(coords: Tensor, *, window: int = 8, shift: int = 0) -> WindowPla
 
 # ---- The kernels -------------------------------------------------------------------------------------------
 
-# What all of them take beside q, k and v.
+# What all of them take beside q, k and v. Without k_offsets they are those of q: torch.compile wants no
+# tensor twice.
 _LAYOUT = (
-    "Tensor q_offsets, Tensor k_offsets, Tensor? run_offsets, Tensor? run_starts, Tensor? run_positions,"
+    "Tensor q_offsets, Tensor? k_offsets, Tensor? run_offsets, Tensor? run_starts, Tensor? run_positions,"
     " Tensor? coords, float scale, Tensor? q_gamma, Tensor? k_gamma, Tensor? rope"
 )
 
 
 def _wide_dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _both_offsets(layout: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (layout[0], layout[0] if layout[1] is None else layout[1], *layout[2:])
 
 
 def _new_out(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,8 +233,20 @@ def _require_heads(name: str, x: Tensor, axes: str) -> None:
         raise ValueError(f"`{name}` must have shape ({axes}), got {tuple(x.shape)}")
 
 
+def _check_offsets(name: str, offsets: Tensor, total: int) -> None:
+    """Of tensors on the CPU; what else may be wrong with them the kernel's binding says."""
+    if offsets.dtype != torch.int32 or offsets.ndim != 1 or len(offsets) == 0 or offsets.is_cuda:
+        return
+    if int(offsets[0]) != 0 or int(offsets[-1]) != total or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"`{name}` must ascend from 0 to {total}, got {offsets.tolist()}")
+
+
 def _attention(q: Tensor, k: Tensor, v: Tensor, *layout: Any) -> tuple[Tensor, Tensor]:
     out, lse = _new_out(q)
+    layout = _both_offsets(layout)
+    if layout[2] is None:
+        _check_offsets("cu_seqlens_q", layout[0], len(q))
+        _check_offsets("cu_seqlens_k", layout[1], len(k))
     backend().attention(q, k, v, *layout, out, lse)
     return out, lse
 
@@ -184,7 +281,7 @@ def _run_backward(
     module, (num_queries, num_heads, head_dim) = backend(), q.shape
     q_gamma, k_gamma = layout[7:9]
     size = module.attention_backward_workspace_bytes(
-        num_queries, num_heads, head_dim, q.dtype == torch.float64, q.is_cuda
+        num_queries, len(layout[0]) - 1, num_heads, head_dim, q.dtype == _wide_dtype(q), q.is_cuda
     )
     workspace = torch.empty(size, dtype=torch.uint8, device=q.device) if size else None
     shape = (module.attention_gamma_parts(max(num_queries, len(k)), len(layout[0]) - 1), num_heads, head_dim)
@@ -192,7 +289,7 @@ def _run_backward(
         None if gamma is None else torch.empty(shape, dtype=_wide_dtype(q), device=q.device)
         for gamma in (q_gamma, k_gamma)
     ]
-    module.attention_backward(grad_out, q, k, v, out, lse, *layout, workspace, *grads, *parts)
+    module.attention_backward(grad_out, q, k, v, out, lse, *_both_offsets(layout), workspace, *grads, *parts)
     none = q.new_empty(0, dtype=_wide_dtype(q))
     q_grad, k_grad = (none.clone() if part is None else part.sum(0) for part in parts)
     return q_grad, k_grad
@@ -335,7 +432,7 @@ def _window_layout(
         )
     return (
         plan.cu_lengths,
-        plan.cu_lengths,
+        None,
         plan.run_offsets,
         plan.run_starts,
         plan.run_positions,
@@ -459,7 +556,7 @@ def varlen_attention(
     _require_heads("q", q, "N, H, D")
     layout = (
         cu_seqlens_q,
-        cu_seqlens_k,
+        None if cu_seqlens_k is cu_seqlens_q else cu_seqlens_k,
         None,
         None,
         None,

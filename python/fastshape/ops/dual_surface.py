@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastshape._library import backend, define
 from fastshape.ops.dual_topology import Topology, bytes_like, dual_surface_op, rows_of
 
+_LARGE = 4 << 20  # bytes, from which on numpy asks for large pages
 _FACE_ORDERS = ("cube", "nv", "trellis")  # FaceOrder in csrc/isosurface/dual_surface.h
 
 
@@ -72,6 +76,17 @@ _flexicubes_op = define(
 )
 
 
+def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """On the CPU memory that the system gives as zeros, in large pages, when it is first written to.
+
+    Most of a lattice's gradients are zeros that nobody writes. torch.zeros writes all of them, in pages of
+    4 KB that are new each time, which for weights of two million cubes takes longer than the rest.
+    """
+    if like.device.type != "cpu" or like.element_size() * math.prod(shape) < _LARGE:
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(tuple(shape), str(like.dtype).removeprefix("torch.")))
+
+
 def _new_gradients(
     values: Tensor,
     positions: Tensor | None,
@@ -80,11 +95,12 @@ def _new_gradients(
     beta: Tensor | None,
     gamma: Tensor | None,
     num_cubes: int,
+    zeros: Callable[[Tensor, Sequence[int]], Tensor],
 ) -> tuple[Tensor, ...]:
-    of_points = (values.new_empty(0) if t is None else torch.empty_like(t) for t in (positions, features))
+    of_points = (values.new_empty(0) if t is None else zeros(values, t.shape) for t in (positions, features))
     weights = (alpha, beta, gamma)
-    of_cubes = (values.new_empty(0 if t is None else (num_cubes, t.shape[1])) for t in weights)
-    return (torch.empty_like(values), *of_points, *of_cubes)
+    of_cubes = (values.new_empty(0) if t is None else zeros(values, (num_cubes, t.shape[1])) for t in weights)
+    return (zeros(values, values.shape), *of_points, *of_cubes)
 
 
 def _flexicubes_backward(
@@ -108,7 +124,7 @@ def _flexicubes_backward(
 ) -> tuple[Tensor, ...]:
     module = backend()
     inputs = (positions, features, alpha, beta, gamma)
-    gradients = _new_gradients(values, *inputs, num_cubes)
+    gradients = _new_gradients(values, *inputs, num_cubes, _zeros)
     to_values, to_positions, to_features, *to_weights = (
         None if t is None else grad for t, grad in zip((values, *inputs), gradients, strict=True)
     )
@@ -146,7 +162,7 @@ def _fake_flexicubes_backward(
     num_cubes: int,
     activated: bool,
 ) -> tuple[Tensor, ...]:
-    return _new_gradients(values, positions, features, alpha, beta, gamma, num_cubes)
+    return _new_gradients(values, positions, features, alpha, beta, gamma, num_cubes, Tensor.new_empty)
 
 
 _flexicubes_backward_op = define(

@@ -57,30 +57,47 @@ def _table_rows(queries: Tensor, kernel_size: int) -> Tensor:
     return queries.new_empty(queries.shape[0] if queries.ndim else 0, kernel_size**3, dtype=torch.int32)
 
 
+def _is_tiled(rows: Tensor) -> bool:
+    """Whether the kernels sum tiles of rows, which should have neighbors at the same offsets."""
+    return rows.is_cuda or backend().emulated
+
+
 def _new_table(
     coords: Tensor, queries: Tensor | None, kernel_size: int, stride: int, dilation: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = _table_rows(coords if queries is None else queries, kernel_size)
-    return rows, rows.new_empty(0 if queries is None else coords.shape[0], rows.shape[1])
+    inverse = rows.new_empty(0 if queries is None else coords.shape[0], rows.shape[1])
+    orders = [rows.new_empty(table.shape[0] if _is_tiled(rows) else 0) for table in (rows, inverse)]
+    return rows, inverse, orders[0], orders[1]
+
+
+def _order_rows(rows: Tensor, order: Tensor) -> None:
+    module = backend()
+    size = module.order_rows_workspace_bytes(rows.shape[0])
+    workspace = torch.empty(size, dtype=torch.uint8, device=rows.device)
+    module.order_rows(rows, workspace, order)
 
 
 def _neighbor_table(
     coords: Tensor, queries: Tensor | None, kernel_size: int, stride: int, dilation: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     module = backend()
     slots = _hash(coords, "coords", distinct=True)
     centers = coords if queries is None else queries
-    rows, inverse = _new_table(coords, queries, kernel_size, stride, dilation)
+    rows, inverse, order, inverse_order = _new_table(coords, queries, kernel_size, stride, dilation)
     module.neighbor_table(coords, slots, centers, kernel_size, stride, dilation, rows)
     if queries is not None:
         _hash(queries, "queries", distinct=True)
         module.invert_table(rows, inverse)
-    return rows, inverse
+    if _is_tiled(rows):
+        _order_rows(rows, order)
+        _order_rows(inverse, inverse_order)
+    return rows, inverse, order, inverse_order
 
 
 _neighbor_table_op = define(
     "neighbor_table(Tensor coords, Tensor? queries, int kernel_size, int stride, int dilation)"
-    " -> (Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor)",
     implementation=_neighbor_table,
     fake=_new_table,
 )
@@ -106,7 +123,8 @@ def neighbor_table(
     Returns:
         ``rows`` (M, kernel_size^3) int32: the row of voxel ``stride * query + offset`` in ``coords``, or -1.
         ``inverse`` (N, kernel_size^3) int32: m at (n, k) where ``rows`` has n at (m, k), else -1; None
-        without ``queries``, where it is ``rows`` with the columns reversed.
+        without ``queries``, where it is ``rows`` with the columns reversed. ``order`` and ``inverse_order``
+        are the order in which CUDA takes the rows.
 
     Raises:
         TypeError: not a tensor, wrong dtype.
@@ -128,8 +146,10 @@ def neighbor_table(
             "without `queries`, `kernel_size` must be odd and `stride` 1, "
             f"got a kernel of {kernel_size} and a stride of {stride}"
         )
-    rows, inverse = _neighbor_table_op(coords, queries, kernel_size, stride, dilation)
-    return NeighborTable(rows, None if queries is None else inverse)
+    rows, inverse, order, inverse_order = _neighbor_table_op(coords, queries, kernel_size, stride, dilation)
+    if queries is None:
+        return NeighborTable(rows, None, order)
+    return NeighborTable(rows, inverse, order, inverse_order)
 
 
 # ---- lookup_voxels -----------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ def _sparse_conv3d(
     feats: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, order: Tensor | None
 ) -> Tensor:
     out = _new_result(feats, weight, bias, rows, order)
+    if order is not None and order.shape[0] == 0:
+        order = None  # of no use on the CPU
     backend().sparse_conv3d(feats, weight, bias, rows, order, out)
     return out
 
@@ -85,7 +87,7 @@ class _SparseConv3d(torch.autograd.Function):
 def sparse_conv3d(feats: Tensor, weight: Tensor, bias: Tensor | None, table: NeighborTable) -> Tensor:
     """A convolution over sparse voxels: what is no voxel has no features.
 
-    ``out[m] = bias + sum over k of weight[:, k] @ feats[table.rows[m, k]]`` over the neighbors that there are,
+    ``out[m] = bias + sum over k of weight[:, k] @ feats[table.rows[m, k]]`` over the neighbors there are,
     k as in :func:`neighbor_table`. The table says what kind it is: submanifold, where the voxels stay,
     strided, onto coarser voxels, and with ``table.transposed()`` back from there.
 
@@ -106,11 +108,10 @@ def sparse_conv3d(feats: Tensor, weight: Tensor, bias: Tensor | None, table: Nei
 
     Gradient: with respect to ``feats``, ``weight`` and ``bias``, once.
 
-    Device: CPU and CUDA; no sync. float32 and float64 are added with fused multiply-adds in the order of (k,
-    input channel) on both, bit for bit the same where the processor has them; 16-bit floats on CUDA take
-    tensor cores where the channels are a multiple of 8. A row's result does not depend on the other rows, on
-    the order of the voxels or on the number of threads. The gradient of the weight is summed in pieces that
-    depend on the sizes alone.
+    Device: CPU and CUDA; no sync. float32 and float64 are summed with fused multiply-adds in the same order
+    on both, to the same bits where the processor has them; 16-bit floats on CUDA take tensor cores where
+    channels are a multiple of 8. A row's result depends neither on the other rows nor on their order or the
+    number of threads. The gradient of the weight is summed in pieces that depend on the sizes alone.
 
     Reference: Graham et al. 2018, "3D Semantic Segmentation with Submanifold Sparse Convolutional Networks";
     Yan et al. 2018 (SECOND, spconv). Our own: the CPU lists the pairs of each block of rows and multiplies
