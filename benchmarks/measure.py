@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import re
 import statistics
@@ -183,36 +182,6 @@ def interleaved(
     return {name: Timing.of(c.seconds, c.cpu_seconds) for name, c in contenders.items()}
 
 
-def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that one call needs beyond what is in use before it; None where the system cannot tell."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        result = run()
-        torch.cuda.synchronize(device)
-        del result
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        _return_free_memory()
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of the resident set
-        before = _status_bytes("VmRSS")
-        result = run()
-        peak = _status_bytes("VmHWM")
-        del result
-    except OSError:
-        return None
-    return max(0, peak - before)
-
-
-def _return_free_memory() -> None:
-    """Lets glibc give back what earlier calls have freed, which a call would use without being seen."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 def saved_bytes(function: Callable[[], Any], exclude: Iterable[torch.Tensor] = ()) -> int:
     """Bytes that the autograd graph keeps for its backward pass, while `function` builds one such graph.
 
@@ -238,13 +207,6 @@ def saved_bytes(function: Callable[[], Any], exclude: Iterable[torch.Tensor] = (
         result = function()
     del result
     return sum(found.values())
-
-
-def _status_bytes(key: str) -> int:
-    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if match is None:
-        raise OSError(f"/proc/self/status has no {key}")
-    return int(match[1]) * 1024
 
 
 class Limits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastshape import testing
 
@@ -39,6 +40,15 @@ def backend(request: pytest.FixtureRequest):
         pytest.skip(reason)
     with testing.Backend(request.param) as active:
         yield active
+
+
+@pytest.fixture(scope="session", params=("cpu", "cuda"))
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the GPU where there is one: for models, whose kernels are tested elsewhere."""
+    reason = testing.missing_backend(request.param)
+    if reason is not None:
+        pytest.skip(reason)
+    return torch.device(request.param)
 
 
 @pytest.fixture(params=testing.instruction_sets())

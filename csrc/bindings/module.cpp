@@ -9,12 +9,15 @@ namespace py = pybind11;
 
 namespace fastshape {
 
+void bind_attention(py::module_& m);
 void bind_carving(py::module_& m);
 void bind_dual_surface(py::module_& m);
 void bind_geometry(py::module_& m);
 void bind_isosurface(py::module_& m);
+void bind_quantize(py::module_& m);
 void bind_raster(py::module_& m);
 void bind_sampling(py::module_& m);
+void bind_sparse(py::module_& m);
 void bind_voxel_corners(py::module_& m);
 #if defined(FASTSHAPE_EMULATION)
 void bind_emulation(py::module_& m);
@@ -66,12 +69,15 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   m.doc() = "fastshape's kernels. Use fastshape.ops: it checks, allocates and differentiates.";
   fastshape::translate_exceptions();
   fastshape::bind_runtime(m);
+  fastshape::bind_attention(m);
   fastshape::bind_carving(m);
   fastshape::bind_dual_surface(m);
   fastshape::bind_geometry(m);
   fastshape::bind_isosurface(m);
+  fastshape::bind_quantize(m);
   fastshape::bind_raster(m);
   fastshape::bind_sampling(m);
+  fastshape::bind_sparse(m);
   fastshape::bind_voxel_corners(m);
 #if defined(FASTSHAPE_EMULATION)
   fastshape::bind_emulation(m);

@@ -107,6 +107,18 @@ def closest_point_backward_workspace_bytes(num_points: int) -> int: ...
 def winding_number_workspace_bytes(num_points: int) -> int: ...
 def cast_rays_workspace_bytes(num_rays: int) -> int: ...
 def ray_parity_workspace_bytes(num_points: int) -> int: ...
+def voxelize_mesh_count(
+    vertices: Tensor, faces: Tensor, resolution: int, low: float, high: float, counts: Tensor
+) -> None: ...
+def voxelize_mesh_fill(
+    vertices: Tensor,
+    faces: Tensor,
+    resolution: int,
+    low: float,
+    high: float,
+    offsets: Tensor,
+    keys: Tensor,
+) -> None: ...
 
 # raster
 def rasterize(
@@ -391,3 +403,154 @@ def corner_mean(
     values: Tensor, index: Tensor, workspace: Tensor | None, mean: Tensor, counts: Tensor
 ) -> None: ...
 def corner_mean_workspace_bytes(num_voxels: int) -> int: ...
+
+# sparse
+def voxel_hash_slots(num_voxels: int) -> int: ...
+def voxel_hash(coords: Tensor, slots: Tensor, duplicate: Tensor) -> None: ...
+def neighbor_table(
+    coords: Tensor,
+    slots: Tensor,
+    queries: Tensor,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    rows: Tensor,
+) -> None: ...
+def invert_table(rows: Tensor, inverse: Tensor) -> None: ...
+def order_rows_workspace_bytes(num_rows: int) -> int: ...
+def order_rows(rows: Tensor, workspace: Tensor | None, order: Tensor) -> None: ...
+def unique_voxels_workspace_bytes(num_voxels: int) -> int: ...
+def unique_voxels_count(
+    coords: Tensor,
+    factor: int,
+    batch_bits: int,
+    x_bits: int,
+    y_bits: int,
+    z_bits: int,
+    workspace: Tensor | None,
+    index: Tensor,
+    order: Tensor,
+    num_unique: Tensor,
+) -> None: ...
+def unique_voxels_fill(
+    coords: Tensor, factor: int, index: Tensor, order: Tensor, voxels: Tensor, offsets: Tensor
+) -> None: ...
+def make_segments_workspace_bytes(num_rows: int) -> int: ...
+def make_segments(index: Tensor, workspace: Tensor | None, order: Tensor, offsets: Tensor) -> None: ...
+def segment_reduce(
+    values: Tensor, order: Tensor, offsets: Tensor, reduction: int, out: Tensor, best: Tensor | None
+) -> None: ...
+def gather_segments(values: Tensor, index: Tensor, best: Tensor | None, out: Tensor) -> None: ...
+def sparse_conv3d(
+    feats: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, order: Tensor | None, out: Tensor
+) -> None: ...
+def sparse_conv3d_weight_grad_workspace_bytes(
+    num_rows: int, in_channels: int, out_channels: int, num_offsets: int
+) -> int: ...
+def sparse_conv3d_weight_grad(
+    grad_out: Tensor, feats: Tensor, rows: Tensor, workspace: Tensor | None, grad_weight: Tensor
+) -> None: ...
+
+# attention
+def voxel_order(coords: Tensor, workspace: Tensor | None, bad_row: Tensor, order: Tensor) -> None: ...
+def voxel_order_workspace_bytes(count: int) -> int: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    run_offsets: Tensor | None,
+    run_starts: Tensor | None,
+    run_positions: Tensor | None,
+    coords: Tensor | None,
+    scale: float,
+    q_gamma: Tensor | None,
+    k_gamma: Tensor | None,
+    rope: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+) -> None: ...
+def attention_gamma_parts(num_rows: int, num_sequences: int) -> int: ...
+def attention_backward_workspace_bytes(
+    num_queries: int, num_sequences: int, num_heads: int, head_dim: int, is_wide: bool, cuda: bool
+) -> int: ...
+def attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    run_offsets: Tensor | None,
+    run_starts: Tensor | None,
+    run_positions: Tensor | None,
+    coords: Tensor | None,
+    scale: float,
+    q_gamma: Tensor | None,
+    k_gamma: Tensor | None,
+    rope: Tensor | None,
+    workspace: Tensor | None,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    q_gamma_grad: Tensor | None,
+    k_gamma_grad: Tensor | None,
+) -> None: ...
+
+# quantize
+def nearest_code(
+    x: Tensor,
+    codebook: Tensor,
+    cosine: bool,
+    workspace: Tensor,
+    indices: Tensor,
+    counts: Tensor | None,
+) -> None: ...
+def topk_codes(
+    x: Tensor,
+    codebook: Tensor,
+    top: int,
+    cosine: bool,
+    workspace: Tensor,
+    indices: Tensor,
+    square_distance: Tensor,
+) -> None: ...
+def nearest_code_workspace_bytes(
+    num_codes: int, dim: int, num_rows: int, is_double: bool, cuda: bool
+) -> int: ...
+def code_sums(
+    values: Tensor,
+    codes: Tensor,
+    num_codes: int,
+    levels: int,
+    workspace: Tensor,
+    sums: Tensor,
+    counts: Tensor | None,
+) -> None: ...
+def code_sums_workspace_bytes(num_rows: int, num_sums: int, cuda: bool) -> int: ...
+def residual_quantize(
+    x: Tensor,
+    codebooks: Tensor,
+    cosine: bool,
+    workspace: Tensor,
+    codes: Tensor,
+    quantized: Tensor,
+    square_error: Tensor,
+    counts: Tensor | None,
+) -> None: ...
+def residual_quantize_workspace_bytes(
+    num_codes: int, dim: int, num_books: int, num_rows: int, is_double: bool, cuda: bool
+) -> int: ...
+def residual_quantize_backward(
+    x: Tensor,
+    codebooks: Tensor,
+    codes: Tensor,
+    residual_weights: Tensor,
+    code_weights: Tensor,
+    grad_x: Tensor,
+    grad_codes: Tensor | None,
+) -> None: ...
+def residual_decode(codes: Tensor, codebooks: Tensor, quantized: Tensor) -> None: ...

@@ -188,7 +188,7 @@ def assert_golden(result: Tensor, golden: Tensor, tolerance: float = GOLDEN_FEAT
     """Largest difference at most ``tolerance`` times the root mean square of ``golden``."""
     if result.shape != golden.shape:
         raise AssertionError(f"shape {tuple(result.shape)} instead of {tuple(golden.shape)}")
-    result, golden = result.detach().double().cpu(), golden.double()
+    result, golden = result.detach().double().cpu(), golden.double().cpu()
     error = float((result - golden).abs().max() / golden.square().mean().sqrt().clamp_min(1e-30))
     if not error <= tolerance:
         raise AssertionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -25,8 +26,9 @@ OFFICIAL = (191_591_553, 322, "5882eab734ab4bbd")
 class Golden:
     """The golden file and our model with its parameters."""
 
-    def __init__(self, folder: Path) -> None:
-        self.tensors = load_file(folder / "dora_vae_a.safetensors")
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.device = device
+        self.tensors = load_file(folder / "dora_vae_a.safetensors", str(device))
         self.about = json.loads((folder / "dora_vae_a.json").read_text())
         sizes = self.about["config"]["model"]
         self.config = DoraVAE.Config(
@@ -38,7 +40,7 @@ class Golden:
             num_latents=64,
         )
         self.state = {k.removeprefix("state."): v for k, v in self.tensors.items() if k.startswith("state.")}
-        self.model = DoraVAE.from_official(self.state, self.config)
+        self.model = DoraVAE.from_official(self.state, self.config).to(device)
         self.streams = self.input("coarse_surface"), self.input("sharp_surface")
 
     def input(self, name: str) -> torch.Tensor:
@@ -49,8 +51,8 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def golden(golden_folder):
-    return Golden(golden_folder)
+def golden(golden_folder, device):
+    return Golden(golden_folder, device)
 
 
 def small_config(**changes) -> DoraVAE.Config:
@@ -162,9 +164,9 @@ def test_losses_and_every_gradient(golden):
 @pytest.mark.parametrize("way", ["autocast", "bfloat16"])
 @torch.no_grad()
 def test_half_precision_stays_near(golden, way):
-    model = DoraVAE.from_official(golden.state, golden.config)
+    model = copy.deepcopy(golden.model)
     model = model.bfloat16() if way == "bfloat16" else model
-    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+    with torch.autocast(golden.device.type, torch.bfloat16, enabled=way == "autocast"):
         latents = model.encode(*golden.streams).mode()
         values = model.query(golden.input("queries"), model.decode(latents))
     assert latents.dtype == torch.bfloat16
@@ -335,7 +337,7 @@ def test_configuration_is_checked(changes):
 
 def test_save_and_load(golden, tmp_path):
     golden.model.save_pretrained(tmp_path)
-    loaded = DoraVAE.from_pretrained(tmp_path)
+    loaded = DoraVAE.from_pretrained(tmp_path, device=golden.device)
     assert loaded.config == golden.config
     assert loaded.metadata == golden.model.metadata
     assert loaded.metadata.epsilon == 2 / 256

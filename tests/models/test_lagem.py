@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -34,8 +35,9 @@ OFFICIAL = (499_852_625, 405, "791095738e5cf0e5")
 class Golden:
     """The golden file and our model with its parameters."""
 
-    def __init__(self, folder: Path) -> None:
-        self.tensors = load_file(folder / "lagem_ae_a.safetensors")
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.device = device
+        self.tensors = load_file(folder / "lagem_ae_a.safetensors", str(device))
         self.about = json.loads((folder / "lagem_ae_a.json").read_text())
         sizes = self.about["config"]
         self.config = LaGeM.Config(
@@ -47,7 +49,7 @@ class Golden:
             depths=sizes["depths"],
         )
         self.state = {k.removeprefix("state."): v for k, v in self.tensors.items() if k.startswith("state.")}
-        self.model = LaGeM.from_official(self.state, self.config)
+        self.model = LaGeM.from_official(self.state, self.config).to(device)
 
     def input(self, name: str) -> torch.Tensor:
         return self.tensors[f"in.{name}"]
@@ -61,8 +63,8 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def golden(golden_folder):
-    return Golden(golden_folder)
+def golden(golden_folder, device):
+    return Golden(golden_folder, device)
 
 
 def small_config(**changes) -> LaGeM.Config:
@@ -146,7 +148,7 @@ def test_loss_and_every_gradient(golden):
 @torch.no_grad()
 def test_attention_in_bfloat16_as_the_official_code_has_it(golden):
     config = LaGeM.Config(**{**golden.config.to_dict(), "attention_dtype": "bfloat16"})
-    model = LaGeM.from_official(golden.state, config)
+    model = LaGeM.from_official(golden.state, config).to(golden.device)
     latents = model.encode(golden.input("pc")).mode()
     for level, z in enumerate(latents, 1):
         assert (z - golden.tensors[f"out.z_level{level}_bf16attn"]).abs().max() < GOLDEN_BFLOAT16
@@ -160,9 +162,9 @@ def test_attention_in_bfloat16_as_the_official_code_has_it(golden):
 @pytest.mark.parametrize("way", ["autocast", "bfloat16"])
 @torch.no_grad()
 def test_half_precision_stays_near(golden, way):
-    model = LaGeM.from_official(golden.state, golden.config)
+    model = copy.deepcopy(golden.model)
     model = model.bfloat16() if way == "bfloat16" else model
-    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+    with torch.autocast(golden.device.type, torch.bfloat16, enabled=way == "autocast"):
         features = model.decode(model.encode(golden.input("pc")).mode())
         logits = model.query(golden.input("queries"), features)
     error = (logits.float() - golden.tensors["out.logits"].view_as(logits)).square().mean().sqrt()
@@ -395,11 +397,11 @@ def test_configuration_is_checked(changes):
 
 def test_save_and_load(golden, tmp_path):
     golden.model.save_pretrained(tmp_path)
-    loaded = LaGeM.from_pretrained(tmp_path)
+    loaded = LaGeM.from_pretrained(tmp_path, device=golden.device)
     assert loaded.config == golden.config
     assert loaded.metadata == golden.model.metadata
     with torch.no_grad():
-        points, queries = random_points(1, 50), random_points(1, 9)
+        points, queries = (random_points(1, n).to(golden.device) for n in (50, 9))
         assert torch.equal(loaded(points, queries).values, golden.model(points, queries).values)
     assert loaded.check_preparation(PrepareSpec.preset("lagem").to_dict()) == []
     with pytest.warns(PreparationWarning, match="normalization: trained with sphere, got box"):

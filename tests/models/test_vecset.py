@@ -38,8 +38,8 @@ OFFICIAL = {
 class Golden:
     """A golden file and our model with its parameters."""
 
-    def __init__(self, folder: Path, case: str) -> None:
-        self.tensors = load_file(folder / f"{case}.safetensors")
+    def __init__(self, folder: Path, case: str, device: torch.device) -> None:
+        self.tensors = load_file(folder / f"{case}.safetensors", str(device))
         self.about = json.loads((folder / f"{case}.json").read_text())
         sizes = self.about["config"]["model"]
         self.config = VecSetVAE.Config(
@@ -52,7 +52,7 @@ class Golden:
             latent_dim=sizes.get("latent_dim"),
         )
         self.state = {k.removeprefix("state."): v for k, v in self.tensors.items() if k.startswith("state.")}
-        self.model = VecSetVAE.from_official(self.state, self.config)
+        self.model = VecSetVAE.from_official(self.state, self.config).to(device)
 
     def input(self, name: str) -> torch.Tensor:
         return self.tensors[f"in.{name}"]
@@ -62,13 +62,13 @@ class Golden:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def golden(request, golden_folder):
-    return Golden(golden_folder, request.param)
+def golden(request, golden_folder, device):
+    return Golden(golden_folder, request.param, device)
 
 
 @pytest.fixture(scope="module")
-def kl_golden(golden_folder):
-    return Golden(golden_folder, "vecset_kl_ae_a")
+def kl_golden(golden_folder, device):
+    return Golden(golden_folder, "vecset_kl_ae_a", device)
 
 
 def small_config(**changes) -> VecSetVAE.Config:

@@ -200,7 +200,8 @@ def test_golden_colors(backend, golden_folder, mode):
     consistency = losses.corner_consistency_loss(said, mean, corners.cubes)
     default = torch.zeros((n + 1) ** 3, 10, device=backend.device)
     default[:, 0] = 1
-    place = corners.coords[:, 1:].long() @ torch.tensor([(n + 1) ** 2, n + 1, 1], device=backend.device)
+    x, y, z = corners.coords[:, 1:].long().unbind(1)
+    place = (x * (n + 1) + y) * (n + 1) + z
     lattice = default.index_put((place,), mean)
     cube = coords[:, 1:].long() @ torch.tensor([n * n, n, 1], device=backend.device)
     weights = torch.zeros(n**3, 21, device=backend.device).index_put((cube,), features[:, 32:53])

@@ -154,6 +154,7 @@ def require_basis(basis: Tensor | None, source: str) -> None:
     """CheckpointError unless the basis of a point embedding is the published one, or not there."""
     published = torch.block_diag(*[sine_frequencies(8)[None]] * 3)
     if basis is not None and (
-        basis.shape != published.shape or not torch.allclose(basis.float(), published, rtol=1e-6, atol=0.0)
+        basis.shape != published.shape
+        or not torch.allclose(basis.float().cpu(), published, rtol=1e-6, atol=0.0)
     ):
         raise CheckpointError(f"{source}: {BASIS} is not the published one (8 frequencies pi * 2^i per axis)")

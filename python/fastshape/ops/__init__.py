@@ -1,5 +1,12 @@
 """The kernels: tensors in, tensors out. Every operator runs on the CPU and on CUDA with the same results."""
 
+from fastshape.ops.attention import WindowPlan as WindowPlan
+from fastshape.ops.attention import rope_table as rope_table
+from fastshape.ops.attention import sparse_window_attention as sparse_window_attention
+from fastshape.ops.attention import sparse_window_attention_packed as sparse_window_attention_packed
+from fastshape.ops.attention import varlen_attention as varlen_attention
+from fastshape.ops.attention import voxel_order as voxel_order
+from fastshape.ops.attention import window_plan as window_plan
 from fastshape.ops.carving import carve_threshold as carve_threshold
 from fastshape.ops.carving import depth_carve as depth_carve
 from fastshape.ops.carving import dilate as dilate
@@ -26,6 +33,13 @@ from fastshape.ops.mesh import closest_point as closest_point
 from fastshape.ops.mesh import ray_crossings as ray_crossings
 from fastshape.ops.mesh import ray_parity as ray_parity
 from fastshape.ops.mesh import winding_number as winding_number
+from fastshape.ops.quantize import ResidualCodes as ResidualCodes
+from fastshape.ops.quantize import code_sums as code_sums
+from fastshape.ops.quantize import ema_codebook as ema_codebook
+from fastshape.ops.quantize import nearest_code as nearest_code
+from fastshape.ops.quantize import residual_decode as residual_decode
+from fastshape.ops.quantize import residual_quantize as residual_quantize
+from fastshape.ops.quantize import topk_codes as topk_codes
 from fastshape.ops.raster import Rasterized as Rasterized
 from fastshape.ops.raster import antialias as antialias
 from fastshape.ops.raster import edge_twins as edge_twins
@@ -33,3 +47,21 @@ from fastshape.ops.raster import interpolate as interpolate
 from fastshape.ops.raster import rasterize as rasterize
 from fastshape.ops.sampling import farthest_point_sampling as farthest_point_sampling
 from fastshape.ops.sampling import num_samples_from_ratio as num_samples_from_ratio
+from fastshape.ops.segments import Segments as Segments
+from fastshape.ops.segments import gather_segments as gather_segments
+from fastshape.ops.segments import make_segments as make_segments
+from fastshape.ops.segments import segment_reduce as segment_reduce
+from fastshape.ops.sparse import NeighborTable as NeighborTable
+from fastshape.ops.sparse import UniqueVoxels as UniqueVoxels
+from fastshape.ops.sparse import downsample_voxels as downsample_voxels
+from fastshape.ops.sparse import lookup_voxels as lookup_voxels
+from fastshape.ops.sparse import neighbor_table as neighbor_table
+from fastshape.ops.sparse import subdivide_features as subdivide_features
+from fastshape.ops.sparse import subdivide_voxels as subdivide_voxels
+from fastshape.ops.sparse import unique_voxels as unique_voxels
+from fastshape.ops.sparse_conv import sparse_conv3d as sparse_conv3d
+from fastshape.ops.tokens import Tokens as Tokens
+from fastshape.ops.tokens import pack_tokens as pack_tokens
+from fastshape.ops.tokens import unpack_tokens as unpack_tokens
+from fastshape.ops.voxels import voxelize_mesh as voxelize_mesh
+from fastshape.ops.voxels import voxelize_points as voxelize_points

@@ -44,21 +44,26 @@ def augment(name: str, clouds: list[Tensor], queries: Tensor, generator: Generat
     if name == "none":
         return Augmented(clouds, queries, 1.0)
     points = clouds[0][:, :3]
-    if name == "axes":
-        return _moved(clouds, queries, _permutation(generator), 1.0)
-    if name == "dora":
-        return _moved(clouds, queries, _dora_motion(generator), 1.0)
+    if name in ("axes", "dora"):
+        return _moved(clouds, queries, motion(name, generator), 1.0)
     scale = torch.diag(0.75 + 0.5 * torch.rand(3, generator=generator))
     scaled = points @ scale
     if name == "vecset":
-        motion = scale * (0.999999 / scaled.abs().max().clamp_min(1e-6))
-        moved = _moved(clouds, queries, motion, None)
+        stretch = scale * (0.999999 / scaled.abs().max().clamp_min(1e-6))
+        moved = _moved(clouds, queries, stretch, None)
         noise = 0.005 * torch.randn(points.shape, generator=generator)
         moved.clouds[0][:, :3].add_(noise).clamp_(-1.0, 1.0)
         return moved
     assert name == "lagem", name
-    motion = scale * (0.999 / scaled.norm(dim=1).max().clamp_min(1e-6))
-    return _moved(clouds, queries, motion @ _lagem_motion(generator), None)
+    stretch = scale * (0.999 / scaled.norm(dim=1).max().clamp_min(1e-6))
+    return _moved(clouds, queries, stretch @ _lagem_motion(generator), None)
+
+
+def motion(name: str, generator: Generator) -> Tensor:
+    """The orthogonal matrix (3, 3) by which "none", "axes" or "dora" multiplies points from the right."""
+    if name == "none":
+        return torch.eye(3)
+    return _permutation(generator) if name == "axes" else _dora_motion(generator)
 
 
 def _moved(clouds: list[Tensor], queries: Tensor, motion: Tensor, factor: float | None) -> Augmented:
