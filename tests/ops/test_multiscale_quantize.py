@@ -230,7 +230,6 @@ def test_true_gradients(backend):
         return ops.multiscale_residual_quantize(z, codebook, resampling, phi=(weight, bias))
 
     testing.check_gradients(lambda z: losses(z, codebook, weight, bias).commitment_loss, z)
-    # Not the codebook of more than one scale: what later scales are searched for depends on it.
     testing.check_gradients(lambda w, b: losses(z, codebook, w, b).codebook_loss, weight, bias)
     testing.check_gradients(lambda e: losses(z, e, weight, bias).codebook_loss, codebook)
 
@@ -384,6 +383,34 @@ def test_wrong_input(backend):
         ops.multiscale_decode(torch.zeros(2, 7, dtype=torch.int64), codebook, resampling)
     with pytest.raises(ValueError, match="there must be 1 to 32 scales, got 33"):
         quantize(z, codebook, on(ops.grid_resampling([5] * 33), backend))
+
+
+def test_one_cuda_graph():
+    """Nothing in forward or backward allocates or waits: both are captured, and replayed on other numbers."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    resampling = ops.grid_resampling([1, 2, 3, 5], device="cuda")
+    tensors = [t.cuda() for t in inputs(resampling)]
+    leaves = [t.clone().requires_grad_() for t in tensors]
+
+    def step(z, codebook, weight, bias):
+        result = ops.multiscale_residual_quantize(z, codebook, resampling, phi=(weight, bias))
+        return (result.codes, *torch.autograd.grad(total(result, 1.0), (z, codebook, weight, bias)))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(*leaves)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step(*leaves)
+    with torch.no_grad():
+        leaves[0].mul_(-0.5)
+    graph.replay()
+    expected = step(*[t.detach().clone().requires_grad_() for t in leaves])
+    for got, want in zip(result, expected, strict=True):
+        assert torch.equal(got, want)
 
 
 def arguments(resampling, backend):
