@@ -55,15 +55,21 @@ def sparse_inputs(resolution: int) -> tuple[Inputs, Tensor, Tensor]:
 
 
 def same_surface(result: Any, expected: Any) -> None:
-    """The same faces, and vertices and deviations up to roundings."""
-    assert torch.equal(result[1].cpu(), expected[1])
+    """The same faces, and vertices and deviations against the formulas in float64.
+
+    At 128^3 the formula in float32 has errors of some 1e-4 in deviations, from products of coordinates up to
+    128 whose difference is a distance below one; ours interpolates with a weight in [0, 1] and is closer.
+    """
+    surface, exact = expected
+    assert torch.equal(result[1].cpu(), surface[1])
     for k in (0, 2):
-        testing.assert_accurate(result[k], expected[k].double(), expected[k], floor=2e-4)  # of small ones
+        testing.assert_accurate(result[k], exact[k], surface[k])
 
 
 def same_gradients(result: Any, expected: Any) -> None:
+    """Against those in float64; a few cubes whose beta is near its least, 0.01, have the largest errors."""
     for grad, wanted in zip(result, expected, strict=True):
-        testing.assert_gradients_match(grad, wanted, tolerance=1e-3)
+        testing.assert_gradients_match(grad, wanted, tolerance=5e-4)
 
 
 def torch_surface(inputs: Inputs, cubes: Tensor, training: bool) -> Any:
@@ -84,24 +90,34 @@ def nv_surface(inputs: Inputs, cubes: Tensor, resolution: int, training: bool) -
         inputs["sdf"].flatten(),
         cubes,
         resolution,
-        beta=inputs["beta"],
-        alpha=inputs["alpha"],
+        beta_fx12=inputs["beta"],
+        alpha_fx8=inputs["alpha"],
         gamma_f=inputs["gamma"],
         training=training,
     )
 
 
-def gradients(surface: Callable[[], Any], inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
-    """Forward and backward: a call that gives the gradients of all inputs."""
+def gradients(
+    surface: Callable[[], Any], inputs: Inputs, weights: tuple[Tensor, ...]
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Forward and backward: a call that gives the gradients of all inputs, from those of the outputs."""
     for tensor in inputs.values():
         tensor.requires_grad_()
 
     def run() -> tuple[Tensor, ...]:
         result = surface()
-        loss = result[0].square().sum() + result[2].sum()
-        return torch.autograd.grad(loss, tuple(inputs.values()))
+        return torch.autograd.grad((result[0], result[2]), tuple(inputs.values()), weights)
 
     return run
+
+
+def in_double(inputs: Inputs) -> Inputs:
+    return {name: None if tensor is None else tensor.detach().double() for name, tensor in inputs.items()}
+
+
+def fastest(*peers: tuple[str, Any]) -> Target:
+    """A sixtieth of the first peer that there is."""
+    return Target(next(name for name, peer in peers if peer is not None), 1 / 60)
 
 
 def on(device: torch.device, inputs: Inputs, *names: str) -> Inputs:
@@ -117,17 +133,18 @@ def flexicubes(device: torch.device, kind: str, resolution: int) -> Case:
     ours, plain = on(device, inputs), on(torch.device("cpu"), inputs)
     on_cpu = device.type == "cpu"
     nv = nv_surface(plain, cubes, resolution, training=False) if on_cpu else None
-    expected = torch_surface(plain, cubes, training=False)
+    exact = torch_surface(in_double(plain), cubes, training=False)
+    expected = torch_surface(plain, cubes, training=False), exact
     return Case(
         run=lambda: ops.flexicubes(**ours, face_order="nv"),
         reference=lambda: expected,
         check=same_surface,
         peers={
             "torch": (lambda: torch_surface(plain, cubes, training=False)) if on_cpu else None,
-            "nv": None if nv is None else Peer(nv, check=same_surface),
+            "nv": nv,
         },
         memory=True,
-        target=Target("torch", 1 / 60),
+        target=fastest(("nv", nv), ("torch", "")),
     )
 
 
@@ -153,26 +170,33 @@ def flexicubes_gradients(device: torch.device, kind: str, every: bool = False) -
     names = () if every else ("sdf", "positions")
     ours, plain = on(device, inputs, *names), on(torch.device("cpu"), inputs, *names)
     filled: Inputs = {"alpha": None, "beta": None, "gamma": None, **plain}
+    exact = in_double(plain)
 
-    def in_torch() -> Any:
+    def in_torch(inputs: Inputs) -> Any:
         if every:
-            return torch_surface(plain, cubes, training=True)
-        return reference.flexicubes(filled["sdf"].flatten(), cubes, filled["positions"], training=True)
+            return torch_surface(inputs, cubes, training=True)
+        return reference.flexicubes(inputs["sdf"].flatten(), cubes, inputs["positions"], training=True)
 
+    # A deviation is an absolute value: where it is nothing up to roundings of coordinates of 128, its
+    # gradient has either sign, so nothing is asked of it there.
+    with torch.no_grad():
+        surface = in_torch(exact)
+        weights = tuple(torch.randn_like(surface[k], dtype=torch.float32) for k in (0, 2))
+        weights[1][surface[2] < 1e-4] = 0
+    here = tuple(weight.to(device) for weight in weights)
     on_cpu = device.type == "cpu"
     nv = nv_surface(filled, cubes, 128, training=True) if on_cpu else None
-    peer = gradients(in_torch, plain)
-    expected = peer()
+    expected = gradients(lambda: in_torch(exact), exact, tuple(weight.double() for weight in weights))()
     return Case(
-        run=gradients(lambda: ops.flexicubes(**ours, training=True), ours),
+        run=gradients(lambda: ops.flexicubes(**ours, training=True, face_order="nv"), ours, here),
         reference=lambda: expected,
         check=same_gradients,
         peers={
-            "torch": peer if on_cpu else None,
-            "nv": None if nv is None else Peer(gradients(nv, plain), check=same_gradients),
+            "torch": gradients(lambda: in_torch(plain), plain, weights) if on_cpu else None,
+            "nv": None if nv is None else gradients(nv, plain, weights),
         },
         memory=True,
-        target=Target("torch", 1 / 60),
+        target=fastest(("nv", nv), ("torch", "")),
     )
 
 
@@ -182,7 +206,10 @@ def flexicubes_sparse(device: torch.device, resolution: int) -> Case:
     inputs, index, voxels = sparse_inputs(resolution)
     ours, plain = on(device, inputs), on(torch.device("cpu"), inputs)
     here = voxels.to(device)
-    expected = torch_surface(plain, index, training=False)
+    expected = (
+        torch_surface(plain, index, training=False),
+        torch_surface(in_double(plain), index, training=False),
+    )
 
     def run() -> Any:
         corners = ops.voxel_corners(here, resolution=resolution)

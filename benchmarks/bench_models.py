@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastshape.models import LaGeMConfig, VecSetConfig
+from fastshape.runtime.memory import peak_of
 from fastshape.train import Batch, TrainConfig, train_step
 from fastshape.train.data import keyed_generator
 
@@ -151,7 +152,7 @@ class Training:
         if (
             device.type == "cuda"
         ):  # what the step needs beyond all that is there, of which the state is its own
-            found["peak"] = found["state"] + (measure.peak_memory(self.step, device) or 0)
+            found["peak"] = found["state"] + (peak_of(self.step, device) or 0)
         return dict(found)
 
 

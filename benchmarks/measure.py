@@ -15,6 +15,7 @@ import torch
 
 _LOOP_SECONDS = 2e-3  # a warm sample repeats its call until it lasts about this long
 _SLOW_SECONDS = 30.0  # a call that takes longer is timed once
+_SETTLE_SECONDS = 10e-3  # for so long torch's threads (OpenMP's) keep a processor busy after their last loop
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def interleaved(
 
     Each contender is warmed up, then gets about `seconds` of clock time and at least `minimum_runs` calls;
     three where one call takes longer than `seconds`, one where it takes longer than 30 s. The order rotates.
+    A call with cold caches starts when nobody's threads wait for more work any longer.
     """
     flush = Flush(device) if cold else None
     events = device.type == "cuda" and not host_clock
@@ -169,6 +171,8 @@ def interleaved(
                     flush()
                     if not events:
                         synchronize(device)
+                    if device.type == "cpu":
+                        time.sleep(_SETTLE_SECONDS)
                 _sample(contender, device, events)
             if not waiting:
                 break
@@ -176,27 +180,6 @@ def interleaved(
         if collecting:
             gc.enable()
     return {name: Timing.of(c.seconds, c.cpu_seconds) for name, c in contenders.items()}
-
-
-def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that one call needs beyond what is in use before it; None where the system cannot tell."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        result = run()
-        torch.cuda.synchronize(device)
-        del result
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of the resident set
-        before = _status_bytes("VmRSS")
-        result = run()
-        peak = _status_bytes("VmHWM")
-        del result
-    except OSError:
-        return None
-    return max(0, peak - before)
 
 
 def saved_bytes(function: Callable[[], Any], exclude: Iterable[torch.Tensor] = ()) -> int:
@@ -224,13 +207,6 @@ def saved_bytes(function: Callable[[], Any], exclude: Iterable[torch.Tensor] = (
         result = function()
     del result
     return sum(found.values())
-
-
-def _status_bytes(key: str) -> int:
-    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if match is None:
-        raise OSError(f"/proc/self/status has no {key}")
-    return int(match[1]) * 1024
 
 
 class Limits:

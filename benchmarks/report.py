@@ -47,6 +47,10 @@ def _peer_lines(record: dict[str, Any]) -> str:
         differs = "" if peer["agrees"] else " (differs)"
         note = f" ({peer['note']})" if "note" in peer else ""
         lines.append(f"{name}: {time_text(peer['seconds']['median'])} = {peer['ratio']:.3g}x{differs}{note}")
+        if peer.get("memory_ratio"):
+            lines.append(
+                f"{name}, peak: {count_text(peer['memory_peak_bytes'], 'B')} = {peer['memory_ratio']:.3g}x"
+            )
         for count, ratio in peer.get("count_ratios", {}).items():
             lines.append(f"{name}, {count}: {count_text(peer['counts'][count], 'B')} = {ratio:.3g}x")
     for quoted in record.get("quoted", []):

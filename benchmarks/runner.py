@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fastshape.runtime.memory import peak_of
+
 from . import machine, measure
 from .registry import Case, Peer, Row
 
@@ -63,7 +65,9 @@ def run_row(
         record["clock"] = case.clock
         record |= _limits(case, row, device, limits, own)
         if case.memory:
-            record["memory_peak_bytes"] = measure.peak_memory(case.run, device)
+            record["memory_peak_bytes"] = peak_of(case.run, device)
+            for name in timings:
+                peers[name] |= _peak(_as_peer(case.peers[name]), record["memory_peak_bytes"], device)
         if case.counts is not None:
             record["counts"] = dict(case.counts())
         for name, timing in timings.items():
@@ -117,6 +121,12 @@ def _counts(peer: Peer, own: dict[str, float]) -> dict[str, Any]:
         return {}
     counts = dict(peer.counts())
     return {"counts": counts, "count_ratios": {n: c / own[n] for n, c in counts.items() if own.get(n)}}
+
+
+def _peak(peer: Peer, own: int | None, device: torch.device) -> dict[str, Any]:
+    """A peer's peak memory, and as a multiple of the case's own."""
+    peak = peak_of(peer.run, device)
+    return {"memory_peak_bytes": peak, "memory_ratio": peak / own if peak is not None and own else None}
 
 
 def _limits(

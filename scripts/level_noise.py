@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=240, help="pixels along a side of a picture")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    model = models.load(options.model)
+    model = models.load(options.model, kind=models.FieldAutoencoder)
     if not isinstance(model, LaGeM) or model.config.bottleneck != "normalized":
         parser.error(f"expected a LaGeM model with the normalized bottleneck, got {model.title}")
     rows = [

@@ -166,13 +166,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    model = models.load(options.run / "model")
+    model = models.load(options.run / "model", kind=FieldAutoencoder)
     model.metadata = dataclasses.replace(
         model.metadata, name=options.name, license="Apache-2.0", source=SOURCE
     )
     folder = options.output / options.name
     model.save_pretrained(folder, dtype=torch.float16)
-    model = models.load(str(folder.resolve()))  # as its users have it, rounded
+    model = models.load(str(folder.resolve()), kind=FieldAutoencoder)  # as its users have it, rounded
     measured = measure(model, closed_meshes(options.meshes, options.number), options.tokens)
     (folder / "README.md").write_text(card(model, options.run, options.name, measured, options.time))
     (folder / "scores.json").write_text(json.dumps(measured, indent=1) + "\n")

@@ -9,15 +9,12 @@ a distance stands its floor, what two samples of the target itself score; IoU ha
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
-import ctypes
 import dataclasses
 import io
 import math
-import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +27,7 @@ from fastshape.geometry.io import write_atomically
 from fastshape.geometry.optional import require
 from fastshape.models import FieldAutoencoder
 from fastshape.pipelines import encoder_inputs, reconstruct, token_counts
+from fastshape.runtime.memory import peak_of
 
 COUNTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 CLOCKED = ("encode", "decode", "extract")
@@ -119,55 +117,13 @@ def working_bytes(mesh: geometry.Mesh, model: FieldAutoencoder, tokens: int, poi
     clouds = [cloud.to(device) for cloud in inputs.points]
     queries = torch.rand(1, 4096, 3, generator=generator).to(device)
     encode: Any = model.encode
-    return peak_bytes(
+    return peak_of(
         lambda: model.query(
             queries, model.decode(encode(*clouds, num_latents=token_counts(model, tokens)).mode())
         ),
         device,
+        exact=True,
     )
-
-
-def peak_bytes(run: Callable[[], Any], device: torch.device) -> int | None:
-    """The most memory during a call beyond that before it; None where the system cannot tell."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        with _memory_is_given_back():
-            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of the resident set
-            before = _status_bytes("VmRSS")
-            run()
-            return max(0, _status_bytes("VmHWM") - before)
-    except OSError:
-        return None
-
-
-@contextlib.contextmanager
-def _memory_is_given_back() -> Iterator[None]:
-    """Lets the C library (glibc) hold no freed memory: it would be used again without being counted.
-
-    Afterwards it holds blocks of up to 32 MiB, as it comes to do by itself in time.
-    """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "malloc_trim"):
-        raise OSError("not glibc")
-    largest_held, heap_end_held = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-    library.mallopt(largest_held, 64 << 10)
-    library.malloc_trim(0)
-    try:
-        yield
-    finally:
-        library.mallopt(largest_held, 32 << 20)
-        library.mallopt(heap_end_held, 64 << 20)
-
-
-def _status_bytes(key: str) -> int:
-    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if match is None:
-        raise OSError(f"/proc/self/status has no {key}")
-    return int(match[1]) * 1024
 
 
 def mean(lines: Sequence[Line], tokens: int, name: str) -> float | None:
@@ -346,7 +302,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    model = models.load(options.model, device=options.device)
+    model = models.load(options.model, kind=FieldAutoencoder, device=options.device)
     settings: dict[str, Any] = {
         "points": options.points or max(model.config.num_inputs, *options.tokens),
         "resolution": options.resolution,

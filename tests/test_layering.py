@@ -3,6 +3,7 @@
 csrc/core  <-  csrc/<family>  <-  csrc/bindings
 _C  <-  _library  <-  ops  <-  nn  <-  models  <-  checkpoints, train, pipelines  <-  cli
 ops  <-  geometry  <-  models          ops  <-  losses  <-  train, fit
+runtime imports nothing of the package  <-  models and all above, fit
 reference and flow import torch only; only tests and benchmarks import reference
 """
 
@@ -28,12 +29,16 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"ops"},
     "flow": set(),
     "reference": set(),
-    "models": {"nn", "ops", "geometry"},
-    "checkpoints": {"models", "nn", "ops", "geometry"},
-    "train": {"models", "nn", "ops", "geometry", "losses", "flow", "checkpoints"},
-    "fit": {"ops", "geometry", "losses"},
-    "pipelines": {"models", "nn", "ops", "geometry", "checkpoints", "flow"},
-    "cli": {"pipelines", "train", "checkpoints", "models", "nn", "ops", "geometry", "losses", "flow", "fit"},
+    "runtime": set(),
+    "models": {"nn", "ops", "geometry", "runtime"},
+    "checkpoints": {"models", "nn", "ops", "geometry", "runtime"},
+    "train": {"models", "nn", "ops", "geometry", "losses", "flow", "checkpoints", "runtime"},
+    "fit": {"ops", "geometry", "losses", "runtime"},
+    "pipelines": {"models", "nn", "ops", "geometry", "checkpoints", "flow", "runtime"},
+    "cli": {
+        *("pipelines", "train", "checkpoints", "models", "nn", "ops", "geometry", "losses", "flow", "fit"),
+        "runtime",
+    },
     "testing": {"_C", "_library", "ops"},
     "__main__": {"cli"},
 }

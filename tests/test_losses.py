@@ -53,7 +53,7 @@ def test_gradients():
     image = rand(2, 2, 12, 13, dtype=torch.float64)
     other = rand(2, 2, 12, 13, seed=1, dtype=torch.float64)
     for border in ("valid", "zeros"):
-        testing.check_gradients(lambda i, b=border: losses.ssim_loss(i, other, border=b), image)
+        testing.check_gradients(lambda i, o, b=border: losses.ssim_loss(i, o, border=b), image, other)
     target = rand(20, seed=3, dtype=torch.float64) - 0.5
     testing.check_gradients(lambda s: losses.sparse_tsdf_loss(s, target, 0.3), rand(20, dtype=torch.float64))
 
@@ -79,6 +79,16 @@ def test_ssim_is_that_of_scikit_image():
         assert got.item() == pytest.approx(want, abs=1e-9)
     scaled = losses.ssim(255 * image, 255 * target, data_range=255.0)
     assert torch.allclose(scaled, result)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (12, 43), (42, 74), (75, 20)])
+def test_ssim_is_the_mean_over_its_windows(size):
+    """Windows are worked out in blocks; a picture may end anywhere in one."""
+    pictures = rand(1, 1, *size, dtype=torch.float64), rand(1, 1, *size, seed=1, dtype=torch.float64)
+    windows = [p.unfold(2, 11, 1).unfold(3, 11, 1).reshape(-1, 1, 11, 11) for p in pictures]
+    torch.testing.assert_close(losses.ssim(*pictures)[0], losses.ssim(*windows).mean())
+    padded = [torch.nn.functional.pad(p, (5,) * 4) for p in pictures]
+    torch.testing.assert_close(losses.ssim(*padded), losses.ssim(*pictures, border="zeros"))
 
 
 def test_ssim():

@@ -42,7 +42,11 @@ def load(name: str) -> ModuleType | None:
         raise ImportError(f"--peer {name}: {file} is not a Python module")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(file.parent))  # for the files beside it that it imports
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
     return module
 
 

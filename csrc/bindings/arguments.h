@@ -7,10 +7,13 @@
 #include <optional>
 
 #include "bindings/tensor.h"
+#include "core/half.h"
 
 namespace fastshape {
 
 inline const std::initializer_list<DType> kFloats = {DType::float32, DType::float64};
+inline const std::initializer_list<DType> kAllFloats = {DType::float32, DType::float64,
+                                                        DType::float16, DType::bfloat16};
 
 inline void require_like(const Tensor& first, const char* first_name, const Tensor& tensor,
                          const char* name) {
@@ -28,6 +31,21 @@ void with_dtype(const Tensor& tensor, F&& f) {
     f(float());
   else
     f(double());
+}
+
+// Calls f with a zero of the tensor's type, one of kAllFloats.
+template <class F>
+void with_any_float(const Tensor& tensor, F&& f) {
+  switch (tensor.dtype()) {
+    case DType::float32:
+      return f(float());
+    case DType::float64:
+      return f(double());
+    case DType::float16:
+      return f(Float16());
+    default:
+      return f(BFloat16());
+  }
 }
 
 // An array beside `first`: same dtype, same device.

@@ -77,6 +77,24 @@ void dilate_bits(const Tensor& bits, int64_t size_z, const Tensor& dilated) {
       FASTSHAPE_CUDA(cuda::dilate_bits(g, out, stream)));
 }
 
+void dilate_values(const Tensor& grid, const Tensor& dilated) {
+  require(grid, "grid", {DType::boolean}, {-1, -1, -1, -1}, "(B, X, Y, Z)");
+  require(dilated, "dilated", {DType::boolean},
+          {grid.size(0), grid.size(1), grid.size(2), grid.size(3)}, "(B, X, Y, Z)");
+  require_same_device(grid, "grid", dilated, "dilated");
+  for (int axis = 0; axis < 4; ++axis)
+    FASTSHAPE_CHECK_VALUE(grid.size(axis) <= kMostCoords,
+                          "a grid must have fewer than 2^31 voxels along an axis, got ",
+                          grid.size(axis));
+  const BitGrid g = bit_grid(nullptr, grid.size(0), grid.size(1), grid.size(2), grid.size(3));
+  const auto* values = grid.data<uint8_t>();
+  auto* out = dilated.data<uint8_t>();
+  FASTSHAPE_CHECK_VALUE(out != values || grid.numel() == 0,
+                        "`dilated` must not be the memory of `grid`");
+  run(grid, FASTSHAPE_CPU(cpu::dilate_values(values, g, out)),
+      FASTSHAPE_CUDA(cuda::dilate_values(values, g, out, stream)));
+}
+
 void set_bits(const Tensor& coords, const std::optional<Tensor>& mask, const Tensor& bits,
               int64_t size_z, const Tensor& bad_row) {
   const VoxelList list = require_coords(coords);
@@ -188,6 +206,7 @@ void bind_carving(py::module_& m) {
   m.def("pack_bits", &pack_bits, py::arg("grid"), py::arg("bits"));
   m.def("unpack_bits", &unpack_bits, py::arg("bits"), py::arg("grid"));
   m.def("dilate_bits", &dilate_bits, py::arg("bits"), py::arg("size_z"), py::arg("dilated"));
+  m.def("dilate_values", &dilate_values, py::arg("grid"), py::arg("dilated"));
   m.def("set_bits", &set_bits, py::arg("coords"), py::arg("mask"), py::arg("bits"),
         py::arg("size_z"), py::arg("bad_row"));
   m.def("get_bits", &get_bits, py::arg("coords"), py::arg("bits"), py::arg("size_z"),

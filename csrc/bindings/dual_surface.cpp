@@ -111,22 +111,23 @@ void dual_surface_mark(const Tensor& values, const OptionalTensor& cubes, double
 }
 
 // The tensors that say which cubes are crossed, in the order of DualCubes.
-DualCubes require_cubes(const Tensor& values, const Tensor& lowest, const Tensor& rows,
-                        const Tensor& cases, const Tensor& first_vertex, const Tensor& first_pair) {
+DualCubes require_cubes(const Tensor& values, const Tensor& lowest, const OptionalTensor& rows,
+                        const Tensor& cases, const Tensor& first_vertex,
+                        const OptionalTensor& first_pair) {
   require_beside(values, lowest, "lowest", DType::int64, {-1}, "(S,)");
   const int64_t num = lowest.size(0);
   FASTSHAPE_CHECK_VALUE(num < (int64_t{1} << 29), "the surface crosses ", num,
                         " cubes, fewer than 2^29 are possible");
-  require_beside(values, rows, "rows", DType::int64, {num}, "(S,)");
+  if (rows) require_beside(values, *rows, "rows", DType::int64, {num}, "(S,)");
   require_beside(values, cases, "cases", DType::uint8, {num}, "(S,)");
   require_beside(values, first_vertex, "first_vertex", DType::int64, {num}, "(S,)");
-  require_beside(values, first_pair, "first_pair", DType::int64, {num}, "(S,)");
+  if (first_pair) require_beside(values, *first_pair, "first_pair", DType::int64, {num}, "(S,)");
   return {num,
           lowest.data<int64_t>(),
-          rows.data<int64_t>(),
+          data_or_null<int64_t>(rows),
           cases.data<uint8_t>(),
           first_vertex.data<int64_t>(),
-          first_pair.data<int64_t>()};
+          data_or_null<int64_t>(first_pair)};
 }
 
 size_t dual_surface_count_workspace_bytes(int64_t num_crossed, bool cuda_device) {
@@ -143,8 +144,8 @@ Workspace open_count(const Tensor& values, const Tensor& workspace, int64_t num_
 
 void dual_surface_count(const Tensor& values, const OptionalTensor& cubes, bool manifold,
                         const Tensor& workspace, const Tensor& count_workspace,
-                        const Tensor& lowest, const Tensor& rows, const Tensor& cases,
-                        const Tensor& first_vertex, const Tensor& first_pair,
+                        const Tensor& lowest, const OptionalTensor& rows, const Tensor& cases,
+                        const Tensor& first_vertex, const OptionalTensor& first_pair,
                         const Tensor& totals) {
   require_field(values, cubes);
   require_beside(values, totals, "totals", DType::int64, {3}, "(3,)");
@@ -189,7 +190,7 @@ void dual_surface_fill(const Tensor& values, const OptionalTensor& cubes, int64_
       space, dual_surface_fill_workspace_bytes(quads.size(0), values.device() == Device::cuda));
   const DualTotals totals{vertex_cubes.size(0), pair_edges.size(0), quads.size(0)};
   const DualMesh mesh{vertex_cubes.data<int64_t>(), pair_edges.data<uint8_t>(),
-                      quads.data<int64_t>(), quad_kinds.data<uint8_t>()};
+                      quads.data<int64_t>(), quad_kinds.data<uint8_t>(), nullptr};
   const auto order = static_cast<FaceOrder>(face_order);
   with_dtype(values, [&](auto zero) {
     const auto task = surface_task<decltype(zero)>(values, cubes, 0);
@@ -200,19 +201,64 @@ void dual_surface_fill(const Tensor& values, const OptionalTensor& cubes, int64_
   });
 }
 
-// ---- FlexiCubes' weights
-// --------------------------------------------------------------------------
+// Vertices and faces of dual marching cubes, without what only weights and gradients need: the rest
+// of a surface whose cubes dual_surface_count has listed.
+void dual_mesh_fill(const Tensor& values, const OptionalTensor& cubes,
+                    const OptionalTensor& positions, double level, const Tensor& workspace,
+                    const Tensor& count_workspace, const Tensor& fill_workspace,
+                    const Tensor& lowest, const OptionalTensor& rows, const Tensor& cases,
+                    const Tensor& first_vertex, const Tensor& vertices, const Tensor& faces) {
+  require_field(values, cubes);
+  FASTSHAPE_CHECK_VALUE(positions || !cubes, "`positions` must be given beside `cubes`");
+  if (positions)
+    require_output(values, "values", *positions, "positions", {values.numel(), 3}, "(P, 3)");
+  const DualCubes crossed = require_cubes(values, lowest, rows, cases, first_vertex, {});
+  FASTSHAPE_CHECK_VALUE(rows || !cubes, "`rows` must be given beside `cubes`");
+  require_output(values, "values", vertices, "vertices", {-1, 3}, "(V, 3)");
+  require_beside(values, faces, "faces", DType::int64, {-1, 3}, "(F, 3)");
+  const int64_t num_quads = faces.size(0) / 2;
+  [[maybe_unused]] const Workspace count_space = open_count(values, count_workspace, crossed.num);
+  [[maybe_unused]] const Workspace space = open_workspace(values, "values", fill_workspace);
+  require_workspace(space,
+                    dual_surface_fill_workspace_bytes(num_quads, values.device() == Device::cuda));
+  const DualTotals totals{vertices.size(0), 0, num_quads};
+  const DualMesh mesh{nullptr, nullptr, nullptr, nullptr, faces.data<int64_t>()};
+  constexpr auto kOrder = FaceOrder::cube;
+  with_dtype(values, [&](auto zero) {
+    using T = decltype(zero);
+    const auto surface = surface_task<T>(values, cubes, level);
+    const DualLattice lattice = open_mark(values, surface, workspace).lattice;
+    FlexiCubes<T> task{};
+    task.values = surface.values;
+    task.positions = data_or_null<T>(positions);
+    task.corners = lattice.corners;
+    task.level = surface.level;
+    task.cubes = crossed;
+    const FlexiCubesMesh<T> places{vertices.data<T>(), nullptr, nullptr, nullptr};
+    run(values,
+        FASTSHAPE_CPU(cpu::dual_surface_fill(lattice, kOrder, crossed, totals, mesh);
+                      cpu::flexicubes(task, places)),
+        FASTSHAPE_CUDA(cuda::dual_surface_fill(lattice, kOrder, crossed, count_space.data, totals,
+                                               space.data, mesh, stream);
+                       cuda::flexicubes(task, places, stream)));
+  });
+}
 
-void flexicubes_weights(const Tensor& raw, bool sigmoid, const Tensor& weights) {
-  raw.require("raw");
-  require_dtype(raw, "raw", kFloats);
-  weights.require("weights");
-  require_like(raw, "raw", weights, "weights");
-  FASTSHAPE_CHECK_VALUE(weights.numel() == raw.numel(), "`weights` must be like `raw`, got ",
-                        weights.shape_text());
+// ---- FlexiCubes' weights -----------------------------------------------------------------------
+
+void flexicubes_weights(const Tensor& raw, const Tensor& rows, bool sigmoid,
+                        const Tensor& weights) {
+  require(raw, "raw", kFloats, {-1, -1}, "(N, 1), (N, 8) or (N, 12)");
+  const int64_t width = raw.size(1);
+  FASTSHAPE_CHECK_VALUE(width == 1 || width == 8 || width == 12,
+                        "`raw` must have shape (N, 1), (N, 8) or (N, 12), got ", raw.shape_text());
+  require(rows, "rows", {DType::int64}, {-1}, "(S,)");
+  require_same_device(raw, "raw", rows, "rows");
+  require_output(raw, "raw", weights, "weights", {rows.size(0), width}, "(S, width)");
   with_dtype(raw, [&](auto zero) {
     using T = decltype(zero);
-    const FlexiCubesWeights<T> task{raw.data<T>(), raw.numel(), sigmoid, weights.data<T>()};
+    const FlexiCubesWeights<T> task{raw.data<T>(), rows.data<int64_t>(), rows.size(0), width,
+                                    sigmoid,       weights.data<T>()};
     run(raw, FASTSHAPE_CPU(cpu::flexicubes_weights(task)),
         FASTSHAPE_CUDA(cuda::flexicubes_weights(task, stream)));
   });
@@ -246,7 +292,7 @@ struct FlexiCubesArguments {
     require_cubes(values, lowest, rows, cases, first_vertex, first_pair);
     require_float(alpha, "alpha", {num_crossed(), 8}, "(S, 8)");
     require_float(beta, "beta", {num_crossed(), 12}, "(S, 12)");
-    require_float(gamma, "gamma", {num_crossed()}, "(S,)");
+    require_float(gamma, "gamma", {num_crossed(), 1}, "(S, 1)");
     require_beside(values, vertex_cubes, "vertex_cubes", DType::int64, {-1}, "(V,)");
     require_beside(values, pair_edges, "pair_edges", DType::uint8, {-1}, "(E,)");
     require_beside(values, quads, "quads", DType::int64, {-1, 4}, "(Q, 4)");
@@ -319,11 +365,13 @@ void flexicubes(FASTSHAPE_FLEXICUBES_PARAMETERS, const Tensor& vertices,
 
 size_t flexicubes_backward_workspace_bytes(int64_t num_crossed, int64_t num_points,
                                            int64_t num_features, bool positions, bool centers,
-                                           bool wide, bool cuda_device) {
+                                           bool list, bool wide, bool cuda_device) {
   const auto bytes = [&](auto zero) {
     using T = decltype(zero);
     static T there;
+    static constexpr int64_t kList = 0;
     FlexiCubesBackward<T> b{};
+    b.task.corners.cubes = list ? &kList : nullptr;
     b.task.cubes.num = num_crossed;
     b.task.num_features = num_features;
     b.task.centers = centers;
@@ -338,7 +386,7 @@ size_t flexicubes_backward_workspace_bytes(int64_t num_crossed, int64_t num_poin
 void flexicubes_backward(FASTSHAPE_FLEXICUBES_PARAMETERS, const Tensor& vertices,
                          const OptionalTensor& out_features, const Tensor& grad_vertices,
                          const OptionalTensor& grad_features, const Tensor& grad_deviation,
-                         const Tensor& workspace, const Tensor& grad_values,
+                         bool activated, const Tensor& workspace, const Tensor& grad_values,
                          const OptionalTensor& grad_positions,
                          const OptionalTensor& grad_corner_features,
                          const OptionalTensor& grad_alpha, const OptionalTensor& grad_beta,
@@ -347,6 +395,9 @@ void flexicubes_backward(FASTSHAPE_FLEXICUBES_PARAMETERS, const Tensor& vertices
   arguments.require_all();
   const int64_t num = arguments.num_crossed(), width = arguments.num_features();
   const int64_t num_points = values.numel();
+  int64_t num_cubes = -1;
+  for (const OptionalTensor* grad : {&grad_alpha, &grad_beta, &grad_gamma})
+    if (*grad && num_cubes < 0) num_cubes = (*grad)->size(0);
   arguments.require_rows(vertices, "vertices", 3);
   arguments.require_rows(grad_vertices, "grad_vertices", 3);
   if (features) {
@@ -361,13 +412,17 @@ void flexicubes_backward(FASTSHAPE_FLEXICUBES_PARAMETERS, const Tensor& vertices
   arguments.require_float(grad_positions, "grad_positions", {num_points, 3}, "(P, 3)");
   arguments.require_float(grad_corner_features, "grad_corner_features", {num_points, width},
                           "(P, F)");
-  arguments.require_float(grad_alpha, "grad_alpha", {num, 8}, "(S, 8)");
-  arguments.require_float(grad_beta, "grad_beta", {num, 12}, "(S, 12)");
-  arguments.require_float(grad_gamma, "grad_gamma", {num}, "(S,)");
+  arguments.require_float(grad_alpha, "grad_alpha", {num_cubes, 8}, "(N, 8)");
+  arguments.require_float(grad_beta, "grad_beta", {num_cubes, 12}, "(N, 12)");
+  arguments.require_float(grad_gamma, "grad_gamma", {num_cubes, 1}, "(N, 1)");
+  FASTSHAPE_CHECK_VALUE(bool(grad_alpha) == bool(alpha) && bool(grad_beta) == bool(beta) &&
+                            bool(grad_gamma) == bool(gamma),
+                        "weights need their gradients");
   const Workspace space = open_workspace(values, "values", workspace);
-  require_workspace(space, flexicubes_backward_workspace_bytes(
-                               num, num_points, width, grad_positions.has_value(), centers,
-                               values.dtype() == DType::float64, values.device() == Device::cuda));
+  require_workspace(
+      space, flexicubes_backward_workspace_bytes(
+                 num, num_points, width, grad_positions.has_value(), centers, cubes.has_value(),
+                 values.dtype() == DType::float64, values.device() == Device::cuda));
   with_dtype(values, [&](auto zero) {
     using T = decltype(zero);
     grad_values.require("grad_values");
@@ -381,6 +436,7 @@ void flexicubes_backward(FASTSHAPE_FLEXICUBES_PARAMETERS, const Tensor& vertices
                                      grad_values.data<T>(),
                                      data_or_null<T>(grad_positions),
                                      data_or_null<T>(grad_corner_features),
+                                     activated,
                                      data_or_null<T>(grad_alpha),
                                      data_or_null<T>(grad_beta),
                                      data_or_null<T>(grad_gamma)};
@@ -442,21 +498,27 @@ void bind_dual_surface(py::module_& m) {
         py::arg("fill_workspace"), py::arg("lowest"), py::arg("rows"), py::arg("cases"),
         py::arg("first_vertex"), py::arg("first_pair"), py::arg("vertex_cubes"),
         py::arg("pair_edges"), py::arg("quads"), py::arg("quad_kinds"));
+  m.def("dual_mesh_fill", &dual_mesh_fill, py::arg("values"), py::arg("cubes"),
+        py::arg("positions"), py::arg("level"), py::arg("workspace"), py::arg("count_workspace"),
+        py::arg("fill_workspace"), py::arg("lowest"), py::arg("rows"), py::arg("cases"),
+        py::arg("first_vertex"), py::arg("vertices"), py::arg("faces"));
   m.def("sharp_vertices", &sharp_vertices, py::arg("points"), py::arg("normals"),
         py::arg("crossing"), py::arg("first"), py::arg("lower"), py::arg("upper"),
         py::arg("regularization"), py::arg("vertices"));
-  m.def("flexicubes_weights", &flexicubes_weights, py::arg("raw"), py::arg("sigmoid"),
-        py::arg("weights"));
+  m.def("flexicubes_weights", &flexicubes_weights, py::arg("raw"), py::arg("rows"),
+        py::arg("sigmoid"), py::arg("weights"));
   m.def("flexicubes", &flexicubes, FASTSHAPE_FLEXICUBES_NAMES, py::arg("vertices"),
         py::arg("out_features"), py::arg("deviation"), py::arg("faces"));
   m.def("flexicubes_backward_workspace_bytes", &flexicubes_backward_workspace_bytes,
         py::arg("num_crossed"), py::arg("num_points"), py::arg("num_features"),
-        py::arg("positions"), py::arg("centers"), py::arg("wide"), py::arg("cuda"));
+        py::arg("positions"), py::arg("centers"), py::arg("list"), py::arg("wide"),
+        py::arg("cuda"));
   m.def("flexicubes_backward", &flexicubes_backward, FASTSHAPE_FLEXICUBES_NAMES,
         py::arg("vertices"), py::arg("out_features"), py::arg("grad_vertices"),
-        py::arg("grad_features"), py::arg("grad_deviation"), py::arg("workspace"),
-        py::arg("grad_values"), py::arg("grad_positions"), py::arg("grad_corner_features"),
-        py::arg("grad_alpha"), py::arg("grad_beta"), py::arg("grad_gamma"));
+        py::arg("grad_features"), py::arg("grad_deviation"), py::arg("activated"),
+        py::arg("workspace"), py::arg("grad_values"), py::arg("grad_positions"),
+        py::arg("grad_corner_features"), py::arg("grad_alpha"), py::arg("grad_beta"),
+        py::arg("grad_gamma"));
 }
 
 }  // namespace fastshape

@@ -10,6 +10,7 @@
 #include "geometry/closest_point.h"
 #include "geometry/closest_point_backward.h"
 #include "geometry/ray_parity.h"
+#include "geometry/voxelize_mesh.h"
 #include "geometry/winding_number.h"
 
 namespace py = pybind11;
@@ -261,6 +262,63 @@ void ray_parity(const Tensor& points, const Tensor& directions, const Tensor& bo
   });
 }
 
+template <class T>
+VoxelizeMesh<T> voxelize_task(const Tensor& vertices, const Tensor& faces, int64_t resolution,
+                              double low, double high) {
+  return {vertices.data<T>(),
+          faces.data<int64_t>(),
+          vertices.size(0),
+          faces.size(0),
+          resolution,
+          low,
+          static_cast<double>(resolution) / (high - low)};
+}
+
+void require_voxelize(const Tensor& vertices, const Tensor& faces, int64_t resolution, double low,
+                      double high) {
+  require_mesh(vertices, faces);
+  FASTSHAPE_CHECK_VALUE(faces.size(0) < int64_t{1} << 31,
+                        "`faces` must hold at most 2^31 - 1 faces, got ", faces.size(0));
+  FASTSHAPE_CHECK_VALUE(resolution >= 1 && resolution <= kMaxVoxelResolution,
+                        "`resolution` must lie in [1, ", kMaxVoxelResolution, "], got ",
+                        resolution);
+  FASTSHAPE_CHECK_VALUE(is_finite(low) && is_finite(high) && low < high,
+                        "`box` must be two finite numbers, the smaller first, got (", low, ", ",
+                        high, ")");
+}
+
+void voxelize_mesh_count(const Tensor& vertices, const Tensor& faces, int64_t resolution,
+                         double low, double high, const Tensor& counts) {
+  require_voxelize(vertices, faces, resolution, low, high);
+  require(counts, "counts", {DType::int64}, {faces.size(0)}, "(F,)");
+  require_same_device(vertices, "vertices", counts, "counts");
+  with_dtype(vertices, [&](auto zero) {
+    using T = decltype(zero);
+    const VoxelizeMesh<T> task = voxelize_task<T>(vertices, faces, resolution, low, high);
+    int64_t* const out = counts.data<int64_t>();
+    run(vertices, FASTSHAPE_CPU(cpu::voxelize_mesh_count(task, out)),
+        FASTSHAPE_CUDA(cuda::voxelize_mesh_count(task, out, stream)));
+  });
+}
+
+void voxelize_mesh_fill(const Tensor& vertices, const Tensor& faces, int64_t resolution, double low,
+                        double high, const Tensor& offsets, const Tensor& keys) {
+  require_voxelize(vertices, faces, resolution, low, high);
+  require(offsets, "offsets", {DType::int64}, {faces.size(0)}, "(F,)");
+  require(keys, "keys", {DType::int64}, {-1}, "(K,)");
+  require_same_device(vertices, "vertices", offsets, "offsets");
+  require_same_device(vertices, "vertices", keys, "keys");
+  with_dtype(vertices, [&](auto zero) {
+    using T = decltype(zero);
+    const VoxelizeMesh<T> task = voxelize_task<T>(vertices, faces, resolution, low, high);
+    const int64_t* const first = offsets.data<int64_t>();
+    int64_t* const out = keys.data<int64_t>();
+    const int64_t count = keys.size(0);
+    run(vertices, FASTSHAPE_CPU(cpu::voxelize_mesh_fill(task, first, count, out)),
+        FASTSHAPE_CUDA(cuda::voxelize_mesh_fill(task, first, count, out, stream)));
+  });
+}
+
 }  // namespace
 
 void bind_geometry(py::module_& m) {
@@ -295,6 +353,11 @@ void bind_geometry(py::module_& m) {
         py::arg("num_points"));
   m.def("cast_rays_workspace_bytes", FASTSHAPE_WORKSPACE(cast_rays), py::arg("num_rays"));
   m.def("ray_parity_workspace_bytes", FASTSHAPE_WORKSPACE(ray_parity), py::arg("num_points"));
+  m.def("voxelize_mesh_count", &voxelize_mesh_count, py::arg("vertices"), py::arg("faces"),
+        py::arg("resolution"), py::arg("low"), py::arg("high"), py::arg("counts"));
+  m.def("voxelize_mesh_fill", &voxelize_mesh_fill, py::arg("vertices"), py::arg("faces"),
+        py::arg("resolution"), py::arg("low"), py::arg("high"), py::arg("offsets"),
+        py::arg("keys"));
 }
 
 }  // namespace fastshape

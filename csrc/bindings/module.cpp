@@ -9,6 +9,7 @@ namespace py = pybind11;
 
 namespace fastshape {
 
+void bind_attention(py::module_& m);
 void bind_carving(py::module_& m);
 void bind_dual_surface(py::module_& m);
 void bind_geometry(py::module_& m);
@@ -16,6 +17,7 @@ void bind_isosurface(py::module_& m);
 void bind_quantize(py::module_& m);
 void bind_raster(py::module_& m);
 void bind_sampling(py::module_& m);
+void bind_sparse(py::module_& m);
 void bind_voxel_corners(py::module_& m);
 #if defined(FASTSHAPE_EMULATION)
 void bind_emulation(py::module_& m);
@@ -67,6 +69,7 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   m.doc() = "fastshape's kernels. Use fastshape.ops: it checks, allocates and differentiates.";
   fastshape::translate_exceptions();
   fastshape::bind_runtime(m);
+  fastshape::bind_attention(m);
   fastshape::bind_carving(m);
   fastshape::bind_dual_surface(m);
   fastshape::bind_geometry(m);
@@ -74,6 +77,7 @@ PYBIND11_MODULE(FASTSHAPE_MODULE, m) {
   fastshape::bind_quantize(m);
   fastshape::bind_raster(m);
   fastshape::bind_sampling(m);
+  fastshape::bind_sparse(m);
   fastshape::bind_voxel_corners(m);
 #if defined(FASTSHAPE_EMULATION)
   fastshape::bind_emulation(m);

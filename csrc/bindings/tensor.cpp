@@ -180,6 +180,13 @@ void Tensor::require(const char* name) const {
   }
 }
 
+void Tensor::require_strided(const char* name) const {
+  if (problem_ != Problem::not_contiguous) return require(name);
+  FASTSHAPE_CHECK_VALUE(!is_floating_point(view_.dtype) || !is_lazily_negated(object_.ptr()), "`",
+                        name, "` is a lazily negated view; call .resolve_neg() first");
+  required_ = true;
+}
+
 std::string Tensor::shape_text() const {
   std::string text = "(";
   for (int axis = 0; axis < view_.dim; ++axis) {

@@ -31,9 +31,12 @@ class Tensor {
   // Raises TypeError or ValueError naming `name`: not a tensor, no storage, another device,
   // complex, not contiguous.
   void require(const char* name) const;
+  // The same for kernels that take strides: any that are not negative.
+  void require_strided(const char* name) const;
 
   int dim() const { return view_.dim; }
   int64_t size(int axis) const { return view_.shape[axis]; }
+  int64_t stride(int axis) const { return view_.strides[axis]; }  // in elements
   int64_t numel() const { return view_.numel; }
   DType dtype() const { return view_.dtype; }
   Device device() const { return view_.device; }

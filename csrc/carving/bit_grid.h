@@ -101,7 +101,8 @@ FASTSHAPE_HOST_DEVICE void write_voxel(int32_t* out, int columns, const WordPlac
 }
 
 // pack_bits, unpack_bits: values (batch, x, y, z), a byte each, set where it is not zero.
-// dilate_bits: to another grid of the same size.
+// dilate_bits: to another grid of the same size. dilate_values: all three at once, of bytes to
+// bytes; of `grid` only the size is looked at.
 // set_bits: sets those of the listed voxels, or of those among them that are chosen, in a grid that
 // the caller zeroed; *bad_row becomes the first row that is not in the grid if that is below what
 // is there. get_bits: whether the listed voxels are set; false for one that is not in the grid.
@@ -111,6 +112,7 @@ namespace cpu {
 void pack_bits(const uint8_t* values, const BitGrid& grid);
 void unpack_bits(const BitGrid& grid, uint8_t* values);
 void dilate_bits(const BitGrid& grid, uint64_t* dilated);
+void dilate_values(const uint8_t* values, const BitGrid& grid, uint8_t* dilated);
 void set_bits(const VoxelList& list, const bool* chosen, const BitGrid& grid, int64_t* bad_row);
 void get_bits(const VoxelList& list, const BitGrid& grid, bool* found);
 void count_set_bits(const BitGrid& grid, int64_t* first);
@@ -121,6 +123,8 @@ namespace cuda {
 void pack_bits(const uint8_t* values, const BitGrid& grid, cudaStream_t stream);
 void unpack_bits(const BitGrid& grid, uint8_t* values, cudaStream_t stream);
 void dilate_bits(const BitGrid& grid, uint64_t* dilated, cudaStream_t stream);
+void dilate_values(const uint8_t* values, const BitGrid& grid, uint8_t* dilated,
+                   cudaStream_t stream);
 void set_bits(const VoxelList& list, const bool* chosen, const BitGrid& grid, int64_t* bad_row,
               cudaStream_t stream);
 void get_bits(const VoxelList& list, const BitGrid& grid, bool* found, cudaStream_t stream);

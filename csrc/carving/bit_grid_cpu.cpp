@@ -14,14 +14,14 @@ FASTSHAPE_DEFINE_BIT_LOOPS(portable)
 namespace fastshape::cpu {
 namespace {
 
-constexpr int64_t kPieceBytes = 1 << 17;  // of values, packed or unpacked by one thread at a time
-constexpr int64_t kPieceSlabWords = 1 << 14;
+constexpr int64_t kPieceBytes = 1 << 17;  // what one thread takes at a time
 constexpr int64_t kPieceVoxels = 1 << 14;
 
 struct Loops {
   decltype(&pack_rows_portable) pack_rows;
   decltype(&unpack_rows_portable) unpack_rows;
   decltype(&dilate_slabs_portable) dilate_slabs;
+  decltype(&dilate_value_slabs_portable) dilate_value_slabs;
   decltype(&count_words_portable) count_words;
   decltype(&word_coords_portable) word_coords;
 };
@@ -30,17 +30,17 @@ Loops loops() {
 #if defined(FASTSHAPE_X86)
   switch (instruction_set()) {
     case InstructionSet::avx512:
-      return {pack_rows_avx512, unpack_rows_avx512, dilate_slabs_avx512, count_words_avx512,
-              word_coords_avx512};
+      return {pack_rows_avx512,          unpack_rows_avx512, dilate_slabs_avx512,
+              dilate_value_slabs_avx512, count_words_avx512, word_coords_avx512};
     case InstructionSet::avx2:
-      return {pack_rows_avx2, unpack_rows_avx2, dilate_slabs_avx2, count_words_avx2,
-              word_coords_avx2};
+      return {pack_rows_avx2,          unpack_rows_avx2, dilate_slabs_avx2,
+              dilate_value_slabs_avx2, count_words_avx2, word_coords_avx2};
     case InstructionSet::portable:
       break;
   }
 #endif
-  return {pack_rows_portable, unpack_rows_portable, dilate_slabs_portable, count_words_portable,
-          word_coords_portable};
+  return {pack_rows_portable,          unpack_rows_portable, dilate_slabs_portable,
+          dilate_value_slabs_portable, count_words_portable, word_coords_portable};
 }
 
 int64_t rows_a_piece(const BitGrid& g) { return std::max<int64_t>(1, kPieceBytes / g.size_z); }
@@ -61,9 +61,11 @@ void unpack_bits(const BitGrid& grid, uint8_t* values) {
                [&](int64_t begin, int64_t end) { loop.unpack_rows(grid, values, begin, end); });
 }
 
-void dilate_bits(const BitGrid& grid, uint64_t* dilated) {
-  if (num_words(grid) == 0) return;
-  const Loops loop = loops();
+namespace {
+
+// f(masks, scratch, begin, end) for pieces of slabs of so many bytes.
+template <class F>
+void for_slab_pieces(const BitGrid& grid, int64_t slab_bytes, const F& f) {
   const int64_t count = grid.size_y * grid.row_words;
   std::vector<uint64_t> below(count), above(count), inside(count);
   for (int64_t i = 0; i < count; ++i) {
@@ -73,11 +75,31 @@ void dilate_bits(const BitGrid& grid, uint64_t* dilated) {
     inside[i] = bits_in_grid(grid, w);
   }
   const SlabMasks masks{below.data(), above.data(), inside.data()};
-  const int64_t slabs = std::max<int64_t>(8, kPieceSlabWords / count);
+  const int64_t slabs = std::max<int64_t>(8, kPieceBytes / slab_bytes);
   parallel_for(grid.batch * grid.size_x, slabs, [&](int64_t begin, int64_t end) {
     std::vector<uint64_t> scratch(kScratchSlabs * (count + 2 * grid.row_words));
-    loop.dilate_slabs(grid, masks, scratch.data(), dilated, begin, end);
+    f(masks, scratch.data(), begin, end);
   });
+}
+
+}  // namespace
+
+void dilate_bits(const BitGrid& grid, uint64_t* dilated) {
+  if (num_words(grid) == 0) return;
+  const Loops loop = loops();
+  for_slab_pieces(grid, 8 * grid.size_y * grid.row_words,
+                  [&](const SlabMasks& masks, uint64_t* scratch, int64_t begin, int64_t end) {
+                    loop.dilate_slabs(grid, masks, scratch, dilated, begin, end);
+                  });
+}
+
+void dilate_values(const uint8_t* values, const BitGrid& grid, uint8_t* dilated) {
+  if (num_words(grid) == 0) return;
+  const Loops loop = loops();
+  for_slab_pieces(grid, grid.size_y * grid.size_z,
+                  [&](const SlabMasks& masks, uint64_t* scratch, int64_t begin, int64_t end) {
+                    loop.dilate_value_slabs(values, grid, masks, scratch, dilated, begin, end);
+                  });
 }
 
 void set_bits(const VoxelList& list, const bool* chosen, const BitGrid& grid, int64_t* bad_row) {

@@ -13,14 +13,18 @@ struct SlabMasks {
   const uint64_t* inside;  // the bits that are in the grid
 };
 
-// Words that dilate_slabs writes to: slabs of words, each with a row of zeros before and behind it.
-constexpr int64_t kScratchSlabs = 5;
+// Words that dilate_slabs and dilate_value_slabs write to: slabs of words, each with a row of zeros
+// before and behind it.
+constexpr int64_t kScratchSlabs = 7;
 
 #define FASTSHAPE_DECLARE(suffix)                                                                  \
   void pack_rows_##suffix(const uint8_t* values, const BitGrid& grid, int64_t begin, int64_t end); \
   void unpack_rows_##suffix(const BitGrid& grid, uint8_t* values, int64_t begin, int64_t end);     \
   void dilate_slabs_##suffix(const BitGrid& grid, const SlabMasks& masks, uint64_t* scratch,       \
                              uint64_t* dilated, int64_t begin, int64_t end);                       \
+  void dilate_value_slabs_##suffix(const uint8_t* values, const BitGrid& grid,                     \
+                                   const SlabMasks& masks, uint64_t* scratch, uint8_t* dilated,    \
+                                   int64_t begin, int64_t end);                                    \
   int64_t count_words_##suffix(const uint64_t* words, int64_t count);                              \
   void word_coords_##suffix(const BitGrid& grid, int64_t begin, int64_t end, int32_t* coords,      \
                             int columns);

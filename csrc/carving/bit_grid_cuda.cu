@@ -46,6 +46,34 @@ __global__ void dilate_kernel(BitGrid g, uint64_t* dilated) {
   dilated[word] = bits;
 }
 
+// A warp for a word: the nine rows are united as bytes, then the bits with their neighbors.
+__global__ void dilate_values_kernel(const uint8_t* values, BitGrid g, uint8_t* dilated) {
+  const int64_t word = thread_index() / 32;
+  if (word >= num_words(g)) return;  // whole warps
+  const int64_t row = word / g.row_words, begin = 64 * (word % g.row_words);
+  const int64_t y = row % g.size_y, x = row / g.size_y % g.size_x;
+  const int64_t z = begin + lane_id();
+  const int64_t beside = lane_id() == 0 ? begin - 1 : begin + 64;  // of two lanes
+  unsigned low = 0, high = 0, edge = 0;
+  for (int dx = -1; dx <= 1; ++dx) {
+    if (x + dx < 0 || x + dx >= g.size_x) continue;
+    for (int dy = -1; dy <= 1; ++dy) {
+      if (y + dy < 0 || y + dy >= g.size_y) continue;
+      const uint8_t* from = values + (row + dx * g.size_y + dy) * g.size_z;
+      if (z < g.size_z) low |= from[z];
+      if (z + 32 < g.size_z) high |= from[z + 32];
+      if (lane_id() < 2 && beside >= 0 && beside < g.size_z) edge |= from[beside];
+    }
+  }
+  const uint64_t first = __ballot_sync(kAllLanes, low != 0);
+  const uint64_t last = __ballot_sync(kAllLanes, high != 0);
+  const uint64_t edges = __ballot_sync(kAllLanes, edge != 0);
+  const uint64_t set = last << 32 | first;
+  const uint64_t bits = set | set << 1 | set >> 1 | (edges & 1) | (edges >> 1 & 1) << 63;
+  for (int64_t bit = lane_id(); bit < 64 && begin + bit < g.size_z; bit += 32)
+    dilated[row * g.size_z + begin + bit] = static_cast<uint8_t>(bits >> bit & 1);
+}
+
 __global__ void set_kernel(VoxelList list, const bool* chosen, BitGrid g, int64_t* bad_row) {
   const int64_t i = thread_index();
   if (i >= list.num_voxels || (chosen != nullptr && !chosen[i])) return;
@@ -115,6 +143,13 @@ void dilate_bits(const BitGrid& grid, uint64_t* dilated, cudaStream_t stream) {
   if (num_words(grid) == 0) return;
   launch("dilate_bits", dilate_kernel, blocks_for(num_words(grid)), dim3(kBlock), 0, stream, grid,
          dilated);
+}
+
+void dilate_values(const uint8_t* values, const BitGrid& grid, uint8_t* dilated,
+                   cudaStream_t stream) {
+  if (num_words(grid) == 0) return;
+  launch("dilate_values", dilate_values_kernel, blocks_for(32 * num_words(grid)), dim3(kBlock), 0,
+         stream, values, grid, dilated);
 }
 
 void set_bits(const VoxelList& list, const bool* chosen, const BitGrid& grid, int64_t* bad_row,

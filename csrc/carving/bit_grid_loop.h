@@ -55,15 +55,18 @@ inline void dilate_slab(const uint64_t* in, int64_t count, int64_t row_words,
 }
 
 // Slabs [begin, end) of the batch * size_x that there are, with their neighbors along x: three of
-// them are at hand at a time.
-inline void dilate_slabs_loop(const BitGrid& g, const cpu::SlabMasks& masks, uint64_t* scratch,
-                              uint64_t* dilated, int64_t begin, int64_t end) {
+// them are at hand at a time. words_of(s) gives a slab's words, out_of(s) says where its dilated
+// ones go, done(s) is told when they are there.
+template <class WordsOf, class OutOf, class Done>
+inline void for_dilated_slabs(const BitGrid& g, const cpu::SlabMasks& masks, uint64_t* scratch,
+                              int64_t begin, int64_t end, const WordsOf& words_of,
+                              const OutOf& out_of, const Done& done) {
   const int64_t count = g.size_y * g.row_words, stride = count + 2 * g.row_words;
   uint64_t* const rows = scratch + g.row_words;
   uint64_t* const nothing = scratch + stride;
   const auto slab = [&](int64_t s) { return scratch + (2 + s % 3) * stride; };
   const auto prepare = [&](int64_t s) {
-    dilate_slab(g.words + s * count, count, g.row_words, masks, rows, slab(s));
+    dilate_slab(words_of(s), count, g.row_words, masks, rows, slab(s));
   };
   for (int64_t s = begin; s < end; ++s) {
     const int64_t x = s % g.size_x;
@@ -74,9 +77,35 @@ inline void dilate_slabs_loop(const BitGrid& g, const cpu::SlabMasks& masks, uin
     const uint64_t* here = slab(s);
     const uint64_t* before = has_before ? slab(s - 1) : nothing;
     const uint64_t* behind = has_behind ? slab(s + 1) : nothing;
-    uint64_t* out = dilated + s * count;
+    uint64_t* out = out_of(s);
     for (int64_t i = 0; i < count; ++i) out[i] = here[i] | before[i] | behind[i];
+    done(s);
   }
+}
+
+inline void dilate_slabs_loop(const BitGrid& g, const cpu::SlabMasks& masks, uint64_t* scratch,
+                              uint64_t* dilated, int64_t begin, int64_t end) {
+  const int64_t count = g.size_y * g.row_words;
+  for_dilated_slabs(
+      g, masks, scratch, begin, end, [&](int64_t s) { return g.words + s * count; },
+      [&](int64_t s) { return dilated + s * count; }, [](int64_t) {});
+}
+
+inline void dilate_value_slabs_loop(const uint8_t* values, const BitGrid& g,
+                                    const cpu::SlabMasks& masks, uint64_t* scratch,
+                                    uint8_t* dilated, int64_t begin, int64_t end) {
+  const int64_t stride = (g.size_y + 2) * g.row_words, bytes = g.size_y * g.size_z;
+  BitGrid packed = g, result = g;
+  packed.words = scratch + 5 * stride;
+  result.words = scratch + 6 * stride;
+  for_dilated_slabs(
+      g, masks, scratch, begin, end,
+      [&](int64_t s) {
+        pack_rows_loop(values + s * bytes, packed, 0, g.size_y);
+        return packed.words;
+      },
+      [&](int64_t) { return result.words; },
+      [&](int64_t s) { unpack_rows_loop(result, dilated + s * bytes, 0, g.size_y); });
 }
 
 // ---- Coordinates -------------------------------------------------------------------------------
@@ -112,6 +141,11 @@ inline void word_coords_loop(const BitGrid& g, int64_t begin, int64_t end, int32
   void dilate_slabs_##suffix(const BitGrid& grid, const SlabMasks& masks, uint64_t* scratch,    \
                              uint64_t* dilated, int64_t begin, int64_t end) {                   \
     dilate_slabs_loop(grid, masks, scratch, dilated, begin, end);                               \
+  }                                                                                             \
+  void dilate_value_slabs_##suffix(const uint8_t* values, const BitGrid& grid,                  \
+                                   const SlabMasks& masks, uint64_t* scratch, uint8_t* dilated, \
+                                   int64_t begin, int64_t end) {                                \
+    dilate_value_slabs_loop(values, grid, masks, scratch, dilated, begin, end);                 \
   }                                                                                             \
   int64_t count_words_##suffix(const uint64_t* words, int64_t count) {                          \
     return count_words_loop(words, count);                                                      \

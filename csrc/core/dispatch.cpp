@@ -35,6 +35,18 @@ InstructionSet instruction_set() {
   return set < 0 ? best_instruction_set() : static_cast<InstructionSet>(set);
 }
 
+bool has_bfloat16_products() {
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+  static const bool has = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16") != 0;
+  }();
+  return has && instruction_set() == InstructionSet::avx512;
+#else
+  return false;
+#endif
+}
+
 void set_instruction_set(InstructionSet set) {
   FASTSHAPE_CHECK_VALUE(set <= best_instruction_set(), "this processor has no ",
                         instruction_set_name(set), "; it has ",

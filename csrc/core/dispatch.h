@@ -13,6 +13,9 @@ InstructionSet best_instruction_set();
 // The set in use: the best one, unless set_instruction_set chose a lower one.
 InstructionSet instruction_set();
 
+// Whether the set in use is avx512 and the processor also multiplies bfloat16 (vdpbf16ps).
+bool has_bfloat16_products();
+
 // Throws ValueError if this machine does not have `set`. Not meant to be called while kernels run.
 void set_instruction_set(InstructionSet set);
 

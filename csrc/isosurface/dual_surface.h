@@ -105,10 +105,10 @@ FASTSHAPE_HOST_DEVICE bool bit_at(const uint64_t* words, int64_t place) {
 struct DualCubes {
   int64_t num;            // S
   int64_t* lowest;        // (S,) ascending: lowest corners
-  int64_t* rows;          // (S,) the cubes' rows; of a lattice flat indices
+  int64_t* rows;          // (S,) the cubes' rows; of a lattice flat indices, or null
   uint8_t* cases;         // (S,) resolved
   int64_t* first_vertex;  // (S,) the first of a cube's dual vertices
-  int64_t* first_pair;    // (S,) the first of its pairs of a dual vertex and an edge
+  int64_t* first_pair;    // (S,) the first of its pairs of a dual vertex and an edge, or null
 };
 
 struct DualTotals {
@@ -117,11 +117,13 @@ struct DualTotals {
   int64_t num_quads;
 };
 
+// Either all but the faces, or the faces alone, where all else is null.
 struct DualMesh {
   int64_t* vertex_cubes;  // (V,) the crossed cube of each dual vertex
   uint8_t* pair_edges;    // (E,) each pair's edge | vertex among its cube's << 4
   int64_t* quads;         // (Q, 4) counterclockwise seen from outside
   uint8_t* quad_kinds;    // (Q,) axis of the edge | 4 where the edge begins outside
+  int64_t* faces;         // (2 Q, 3) of quads that are all split along the odd diagonal
 };
 
 // ---- Places ------------------------------------------------------------------------------------
@@ -169,7 +171,8 @@ FASTSHAPE_HOST_DEVICE void list_cube(const DualLattice& l, int64_t place, const 
   const int64_t row = place / (64 * l.row_words), z = place % (64 * l.row_words);
   const int64_t x = row / l.corners.size_y, y = row % l.corners.size_y;
   cubes.lowest[s] = row * l.corners.size_z + z;
-  cubes.rows[s] = (x * (l.corners.size_y - 1) + y) * (l.corners.size_z - 1) + z;
+  if (cubes.rows != nullptr)
+    cubes.rows[s] = (x * (l.corners.size_y - 1) + y) * (l.corners.size_z - 1) + z;
 }
 
 // ---- Cases -------------------------------------------------------------------------------------
@@ -276,6 +279,29 @@ FASTSHAPE_HOST_DEVICE uint64_t quad_key(const DualLattice& l, const DualCubes& c
   return key | static_cast<uint64_t>(later) << 63;
 }
 
+// Corners q of a quad as two triangles along the diagonal between corners 0 and 2, or 1 and 3.
+FASTSHAPE_HOST_DEVICE void split_quad(const int64_t* q, bool even, int64_t* faces) {
+  faces[0] = q[0];
+  faces[1] = q[1];
+  faces[2] = even ? q[2] : q[3];
+  faces[3] = even ? q[0] : q[3];
+  faces[4] = even ? q[2] : q[1];
+  faces[5] = even ? q[3] : q[2];
+}
+
+// `around`: the dual vertices of the four cubes in their order.
+FASTSHAPE_HOST_DEVICE void write_corners(const DualMesh& mesh, int64_t quad, const int64_t* around,
+                                         int axis, bool outside) {
+  int64_t turned[4];
+  for (int i = 0; i < 4; ++i) turned[i] = around[quad_turn(outside, i)];
+  if (mesh.faces != nullptr) {
+    split_quad(turned, false, mesh.faces + 6 * quad);
+    return;
+  }
+  for (int i = 0; i < 4; ++i) mesh.quads[4 * quad + i] = turned[i];
+  mesh.quad_kinds[quad] = static_cast<uint8_t>(axis | (outside ? 4 : 0));
+}
+
 // Quad number `quad`, owned by cube s around its edge along `axis`.
 FASTSHAPE_HOST_DEVICE void write_quad(const DualLattice& l, const DualCubes& cubes, int64_t s,
                                       int axis, const DualMesh& mesh, int64_t quad) {
@@ -287,12 +313,12 @@ FASTSHAPE_HOST_DEVICE void write_quad(const DualLattice& l, const DualCubes& cub
     around[i] =
         cubes.first_vertex[cube] + dual_vertex_of_edge(cubes.cases[cube], quad_edge(axis, i));
   }
-  for (int i = 0; i < 4; ++i) mesh.quads[4 * quad + i] = around[quad_turn(outside, i)];
-  mesh.quad_kinds[quad] = static_cast<uint8_t>(axis | (outside ? 4 : 0));
+  write_corners(mesh, quad, around, axis, outside);
 }
 
 // The dual vertices and pairs of cube s.
 FASTSHAPE_HOST_DEVICE void write_cube(const DualCubes& cubes, int64_t s, const DualMesh& mesh) {
+  if (mesh.vertex_cubes == nullptr) return;
   const unsigned bits = cubes.cases[s];
   for (int i = 0; i < num_dual_vertices(bits); ++i)
     mesh.vertex_cubes[cubes.first_vertex[s] + i] = s;

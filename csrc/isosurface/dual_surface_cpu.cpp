@@ -1,3 +1,5 @@
+#include "isosurface/dual_surface_cpu.h"
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -5,11 +7,48 @@
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "core/radix_sort.h"
-#include "isosurface/dual_surface.h"
+#include "isosurface/dual_surface_loop.h"
 #include "isosurface/marching_cubes_cpu.h"
+
+namespace fastshape {
+FASTSHAPE_DEFINE_DUAL_SLABS(portable)
+}  // namespace fastshape
 
 namespace fastshape::cpu {
 namespace {
+
+struct Loops {
+  decltype(&mark_cubes_portable) mark_cubes;
+  decltype(&count_cubes_portable) count_cubes;
+  decltype(&number_cubes_portable) number_cubes;
+  decltype(&count_quads_portable) count_quads;
+  decltype(&fill_cubes_portable) fill_cubes;
+};
+
+Loops loops() {
+#if defined(FASTSHAPE_X86)
+  switch (instruction_set()) {
+    case InstructionSet::avx512:
+      return {mark_cubes_avx512, count_cubes_avx512, number_cubes_avx512, count_quads_avx512,
+              fill_cubes_avx512};
+    case InstructionSet::avx2:
+      return {mark_cubes_avx2, count_cubes_avx2, number_cubes_avx2, count_quads_avx2,
+              fill_cubes_avx2};
+    case InstructionSet::portable:
+      break;
+  }
+#endif
+  return {mark_cubes_portable, count_cubes_portable, number_cubes_portable, count_quads_portable,
+          fill_cubes_portable};
+}
+
+// f(x) for each slab.
+template <class F>
+void for_slabs(const DualLattice& l, const F& f) {
+  parallel_for(l.size_x, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t x = begin; x < end; ++x) f(x);
+  });
+}
 
 constexpr int64_t kPiece = 4096;  // crossed cubes
 
@@ -52,22 +91,20 @@ void mark_signs(const DualSurface<T>& task, const SignLattice& signs) {
                [&](int64_t begin, int64_t end) { sign_rows(field, signs, begin, end); });
 }
 
-// The crossed cubes of a lattice.
+// The crossed cubes of a lattice; returns how many there are.
 template <class T>
-void mark_lattice(const DualSurface<T>& task, const DualLattice& l) {
-  const SignLattice signs = signs_of(l);
-  mark_signs(task, signs);
-  parallel_for(l.size_x, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t x = begin; x < end; ++x) {
-      for (int64_t y = 0; y < signs.size_y; ++y) {
-        for (int64_t w = 0; w < l.row_words; ++w) {
-          const bool has_cubes = x + 1 < signs.size_x && y + 1 < signs.size_y;
-          l.mixed[word_index(signs, x, y, w)] =
-              has_cubes ? cell_rows(signs, x, y, w).crossed : uint64_t{0};
-        }
-      }
-    }
+int64_t mark_lattice(const DualSurface<T>& task, const DualLattice& l) {
+  mark_signs(task, signs_of(l));
+  const auto mark_cubes = loops().mark_cubes;
+  std::vector<int64_t> before(static_cast<size_t>(l.size_x));
+  for_slabs(l, [&](int64_t x) { before[x] = mark_cubes(l, x); });
+  const int64_t total = exclusive_scan(before);
+  const int64_t words = l.corners.size_y * l.row_words;
+  parallel_for(l.size_x, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t x = begin; x < end; ++x)
+      for (int64_t word = x * words; word < (x + 1) * words; ++word) l.first[word] += before[x];
   });
+  return total;
 }
 
 // The crossed cubes of a list; returns a row with a corner that is not there.
@@ -121,16 +158,63 @@ template <class T>
 void dual_surface_mark(const DualSurface<T>& task, const DualLattice& l, int64_t* found) {
   found[0] = 0;
   found[1] = task.num_cubes;
-  if (task.cubes != nullptr)
+  if (task.cubes != nullptr) {
     found[1] = mark_list(task, l);
-  else if (l.num_words != 0)
-    mark_lattice(task, l);
-  for (int64_t w = 0; w < l.num_words; ++w) {
-    l.first[w] = found[0];
-    found[0] += count_bits64(l.mixed[w]);
+    for (int64_t w = 0; w < l.num_words; ++w) {
+      l.first[w] = found[0];
+      found[0] += count_bits64(l.mixed[w]);
+    }
+  } else if (l.num_words != 0) {
+    found[0] = mark_lattice(task, l);
   }
   l.first[l.num_words] = found[0];
 }
+
+namespace {
+
+DualTotals count_lattice(const DualLattice& l, bool manifold, const DualCubes& cubes) {
+  if (l.num_words == 0) return {0, 0, 0};
+  const Loops loop = loops();
+  std::vector<DualSlab> slabs(static_cast<size_t>(l.size_x));
+  for_slabs(l, [&](int64_t x) { slabs[x] = loop.count_cubes(l, manifold, x, cubes); });
+  DualTotals totals{0, 0, 0};
+  for (int c = 0; c < kDualClasses; ++c) {
+    for (DualSlab& slab : slabs) {
+      const int64_t vertices = slab.vertices[c], pairs = slab.pairs[c];
+      slab.vertices[c] = totals.num_vertices;
+      slab.pairs[c] = totals.num_pairs;
+      totals.num_vertices += vertices;
+      totals.num_pairs += pairs;
+    }
+  }
+  for (const DualSlab& slab : slabs) totals.num_quads += slab.quads;
+  for_slabs(l, [&](int64_t x) { loop.number_cubes(l, x, cubes, slabs[x]); });
+  return totals;
+}
+
+void fill_lattice(const DualLattice& l, FaceOrder order, const DualCubes& cubes,
+                  const DualMesh& mesh) {
+  if (l.num_words == 0) return;
+  const Loops loop = loops();
+  std::vector<QuadCounts> next(static_cast<size_t>(l.size_x));
+  for_slabs(l, [&](int64_t x) { next[x] = loop.count_quads(l, order, x); });
+  // What begins outside comes first of all, or both come as they are.
+  const bool apart = order == FaceOrder::trellis;
+  int64_t total = 0;
+  for (QuadCounts& slab : next) {
+    const int64_t here = slab.outside + (apart ? 0 : slab.inside);
+    slab.outside = total;
+    total += here;
+  }
+  for (QuadCounts& slab : next) {
+    const int64_t here = slab.inside;
+    slab.inside = total;
+    total += here;
+  }
+  for_slabs(l, [&](int64_t x) { loop.fill_cubes(l, order, x, cubes, next[x], mesh); });
+}
+
+}  // namespace
 
 size_t dual_surface_count_workspace_bytes(int64_t num_crossed) {
   return static_cast<size_t>(4 * num_crossed);  // raw cases, and what lies below along each axis
@@ -138,6 +222,10 @@ size_t dual_surface_count_workspace_bytes(int64_t num_crossed) {
 
 void dual_surface_count(const DualLattice& l, bool manifold, const DualCubes& cubes,
                         void* workspace, DualTotals* totals) {
+  if (l.corners.cubes == nullptr) {
+    *totals = count_lattice(l, manifold, cubes);
+    return;
+  }
   const int64_t num = cubes.num;
   auto* const raw = static_cast<uint8_t*>(workspace);
   uint8_t* const below = raw + num;
@@ -181,7 +269,7 @@ void dual_surface_count(const DualLattice& l, bool manifold, const DualCubes& cu
       const unsigned bits = cubes.cases[s];
       const int n = num_dual_vertices(bits);
       cubes.first_vertex[s] = vertices[n - 1][piece];
-      cubes.first_pair[s] = pairs[n - 1][piece];
+      if (cubes.first_pair != nullptr) cubes.first_pair[s] = pairs[n - 1][piece];
       vertices[n - 1][piece] += n;
       pairs[n - 1][piece] += num_dual_pairs(bits);
     }
@@ -190,6 +278,10 @@ void dual_surface_count(const DualLattice& l, bool manifold, const DualCubes& cu
 
 void dual_surface_fill(const DualLattice& l, FaceOrder order, const DualCubes& cubes,
                        const DualTotals& totals, const DualMesh& mesh) {
+  if (l.corners.cubes == nullptr) {
+    fill_lattice(l, order, cubes, mesh);
+    return;
+  }
   const int64_t num = cubes.num;
   std::vector<int64_t> first = per_piece(num, kPiece);
   for_pieces(num, kPiece, [&](int64_t begin, int64_t end, int64_t piece) {

@@ -154,7 +154,7 @@ __global__ void first_kernel(DualCubes cubes, CountWorkspace w, DualTotals* tota
   if (s >= num) return;
   const int64_t at = (num_dual_vertices(cubes.cases[s]) - 1) * num + s;
   cubes.first_vertex[s] = w.vertices[at];
-  cubes.first_pair[s] = w.pairs[at];
+  if (cubes.first_pair != nullptr) cubes.first_pair[s] = w.pairs[at];
 }
 
 // ---- Fill --------------------------------------------------------------------------------------

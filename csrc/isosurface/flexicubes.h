@@ -42,7 +42,7 @@ template <class T>
 struct FlexiCubesMesh {
   T* vertices;     // (V, 3), with centers (V + Q, 3)
   T* features;     // (as vertices, num_features), or null
-  T* deviation;    // (E,)
+  T* deviation;    // (E,), or null
   int64_t* faces;  // (2 Q, 3), with centers (4 Q, 3)
 };
 
@@ -84,25 +84,36 @@ struct CubeData {
   T place[8][3];  // positions
 };
 
+// Where a point of a lattice is. Numbers of 32 bits, which all but huge lattices have, are divided
+// several times as fast.
+FASTSHAPE_HOST_DEVICE void find_point(const CubeCorners& c, int64_t point, int64_t* at) {
+  if (point >> 32 == 0 && c.size_y >> 32 == 0 && c.size_z >> 32 == 0) {
+    const auto size_y = static_cast<uint32_t>(c.size_y), size_z = static_cast<uint32_t>(c.size_z);
+    const uint32_t row = static_cast<uint32_t>(point) / size_z;
+    at[0] = row / size_y;
+    at[1] = row % size_y;
+    at[2] = static_cast<uint32_t>(point) % size_z;
+    return;
+  }
+  const int64_t row = point / c.size_z;
+  at[0] = row / c.size_y;
+  at[1] = row % c.size_y;
+  at[2] = point % c.size_z;
+}
+
 template <class T>
 FASTSHAPE_HOST_DEVICE CubeData<T> load_cube(const FlexiCubes<T>& task, int64_t s) {
   CubeData<T> c;
-  const int64_t lowest = task.cubes.lowest[s], row = task.cubes.rows[s];
-  int64_t x = 0, y = 0, z = 0;
-  if (task.positions == nullptr) {
-    const int64_t xy = lowest / task.corners.size_z;
-    z = lowest % task.corners.size_z;
-    x = xy / task.corners.size_y;
-    y = xy % task.corners.size_y;
-  }
+  const int64_t lowest = task.cubes.lowest[s];
+  const int64_t row = task.corners.cubes == nullptr ? 0 : task.cubes.rows[s];
+  int64_t at[3] = {0, 0, 0};
+  if (task.positions == nullptr) find_point(task.corners, lowest, at);
   for (int k = 0; k < 8; ++k) {
     c.corner[k] = cube_corner(task.corners, lowest, row, k);
     c.value[k] = task.values[c.corner[k]] - task.level;
     c.scaled[k] = task.alpha == nullptr ? c.value[k] : c.value[k] * task.alpha[8 * s + k];
     if (task.positions == nullptr) {
-      c.place[k][0] = static_cast<T>(x + (k & 1));
-      c.place[k][1] = static_cast<T>(y + (k >> 1 & 1));
-      c.place[k][2] = static_cast<T>(z + (k >> 2));
+      for (int i = 0; i < 3; ++i) c.place[k][i] = static_cast<T>(at[i] + (k >> i & 1));
     } else {
       for (int i = 0; i < 3; ++i) c.place[k][i] = task.positions[3 * c.corner[k] + i];
     }
@@ -146,7 +157,6 @@ FASTSHAPE_HOST_DEVICE void make_vertex(const FlexiCubes<T>& task, int64_t s, con
     const int a = dual_edge_begin(e), b = dual_edge_end(e);
     v->edge[k] = e;
     v->crossing[k] = crossing_at(c.scaled[a], c.scaled[b]);
-    v->plain[k] = task.alpha == nullptr ? v->crossing[k] : crossing_at(c.value[a], c.value[b]);
     v->share[k] = task.beta == nullptr ? T(1) : task.beta[kDualEdges * s + e];
     v->sum += v->share[k];
     for (int i = 0; i < 3; ++i) {
@@ -155,9 +165,17 @@ FASTSHAPE_HOST_DEVICE void make_vertex(const FlexiCubes<T>& task, int64_t s, con
     }
   }
   for (int i = 0; i < 3; ++i) v->position[i] /= v->sum;
+}
+
+// The rest of a vertex that make_vertex made: its distances.
+template <class T>
+FASTSHAPE_HOST_DEVICE void measure_vertex(const FlexiCubes<T>& task, const CubeData<T>& c,
+                                          DualVertex<T>* v) {
+  const int count = v->num_edges;
   v->mean_distance = T(0);
   for (int k = 0; k < count; ++k) {
     const int a = dual_edge_begin(v->edge[k]), b = dual_edge_end(v->edge[k]);
+    v->plain[k] = task.alpha == nullptr ? v->crossing[k] : crossing_at(c.value[a], c.value[b]);
     for (int i = 0; i < 3; ++i)
       v->offset[k][i] = between(v->plain[k], c.place[a][i], c.place[b][i]) - v->position[i];
     const T* o = v->offset[k];
@@ -184,17 +202,19 @@ FASTSHAPE_HOST_DEVICE T mean_feature(const FlexiCubes<T>& task, const CubeData<T
   return sum / v.sum;
 }
 
-// f(vertex, first pair, DualVertex) for each dual vertex of cube s.
+// f(vertex, first pair, DualVertex) for each dual vertex of cube s, with its distances or without.
 template <class T, class F>
 FASTSHAPE_HOST_DEVICE void for_each_vertex(const FlexiCubes<T>& task, int64_t s,
-                                           const CubeData<T>& c, const F& f) {
+                                           const CubeData<T>& c, bool distances, const F& f) {
   uint64_t edges = dual_edges(task.cubes.cases[s]);
   uint64_t counts = edges >> 48;
-  int64_t vertex = task.cubes.first_vertex[s], pair = task.cubes.first_pair[s];
+  int64_t vertex = task.cubes.first_vertex[s];
+  int64_t pair = task.cubes.first_pair == nullptr ? 0 : task.cubes.first_pair[s];
   DualVertex<T> v;
   for (; counts != 0; counts >>= 4, ++vertex) {
     const int count = static_cast<int>(counts & 15);
     make_vertex(task, s, c, edges, count, &v);
+    if (distances) measure_vertex(task, c, &v);
     f(vertex, pair, v);
     edges >>= 4 * count;
     pair += count;
@@ -205,9 +225,10 @@ template <class T>
 FASTSHAPE_HOST_DEVICE void write_vertices(const FlexiCubes<T>& task, int64_t s,
                                           const FlexiCubesMesh<T>& mesh) {
   const CubeData<T> c = load_cube(task, s);
-  for_each_vertex(task, s, c, [&](int64_t vertex, int64_t pair, const DualVertex<T>& v) {
+  const bool distances = mesh.deviation != nullptr;
+  for_each_vertex(task, s, c, distances, [&](int64_t vertex, int64_t pair, const DualVertex<T>& v) {
     for (int i = 0; i < 3; ++i) mesh.vertices[3 * vertex + i] = v.position[i];
-    for (int k = 0; k < v.num_edges; ++k) {
+    for (int k = 0; distances && k < v.num_edges; ++k) {
       const T d = v.distance[k] - v.mean_distance;
       mesh.deviation[pair + k] = d < T(0) ? -d : d;
     }
@@ -249,14 +270,7 @@ FASTSHAPE_HOST_DEVICE void write_faces(const FlexiCubes<T>& task, int64_t quad,
   const int64_t* q = task.quads + 4 * quad;
   const QuadWeights<T> w = quad_weights(task, quad);
   if (!task.centers) {
-    int64_t* const faces = mesh.faces + 6 * quad;
-    const bool even = w.even > w.odd;
-    faces[0] = q[0];
-    faces[1] = q[1];
-    faces[2] = even ? q[2] : q[3];
-    faces[3] = even ? q[0] : q[3];
-    faces[4] = even ? q[2] : q[1];
-    faces[5] = even ? q[3] : q[2];
+    split_quad(q, w.even > w.odd, mesh.faces + 6 * quad);
     return;
   }
   const int64_t center = task.num_vertices + quad;

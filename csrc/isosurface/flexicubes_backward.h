@@ -2,8 +2,8 @@
 // positions, features and weights.
 //
 // Each crossed cube evaluates its dual vertices once more and writes what they give to its own
-// weights and, apart, to its eight corners; a corner then sums what its cubes wrote, in the order
-// of the cubes. Nothing is added by two at a time, so the result does not depend on the threads.
+// weights; a corner sums what its cubes give to it, in the order of the cubes. Nothing is added by
+// two at a time, so the result does not depend on the threads.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,7 @@
 
 #include "core/host_device.h"
 #include "isosurface/flexicubes.h"
+#include "isosurface/flexicubes_weights.h"
 
 namespace fastshape {
 
@@ -23,19 +24,16 @@ struct FlexiCubesBackward {
   const T* grad_features;   // as out_features, or null
   const T* grad_deviation;  // (E,)
   int64_t num_points;       // P
+  // Nothing everywhere before, and where the surface does not pass after.
   T* grad_values;           // (P,)
   T* grad_positions;        // (P, 3), null without positions
   T* grad_corner_features;  // (P, num_features), null without features
-  T* grad_alpha;            // (S, 8), null without alpha
-  T* grad_beta;             // (S, 12), null without beta
-  T* grad_gamma;            // (S,), null without gamma
+  // Of the weights of all N cubes, or null without them.
+  bool activated;  // with respect to what `activated` was given
+  T* grad_alpha;   // (N, 8)
+  T* grad_beta;    // (N, 12)
+  T* grad_gamma;   // (N,)
 };
-
-// How many numbers a cube writes for each of its corners: value, position, features.
-template <class T>
-FASTSHAPE_HOST_DEVICE int64_t corner_width(const FlexiCubesBackward<T>& b) {
-  return 1 + (b.grad_positions != nullptr ? 3 : 0) + b.task.num_features;
-}
 
 // incidence[12 * cube + edge]: 4 * quad + corner of the quad that has the cube's dual vertex of
 // that edge; -1 where the edge has no quad. With centers only.
@@ -120,17 +118,29 @@ FASTSHAPE_HOST_DEVICE void deviation_gradients(const DualVertex<T>& v, const T* 
   }
 }
 
-// All that cube s gives. `corners`: (8, corner_width) of its own.
+// What a cube gives to its corners.
+template <class T>
+struct CornerGradients {
+  T value[8];
+  T position[8][3];
+  T* features;     // num_features of each corner
+  int64_t stride;  // from one corner's to the next's
+};
+
+// All that cube s gives to its corners.
 template <class T>
 FASTSHAPE_HOST_DEVICE void cube_gradients(const FlexiCubesBackward<T>& b, const int64_t* incidence,
-                                          int64_t s, T* corners) {
+                                          int64_t s, bool with_weights, CornerGradients<T>* out) {
   const FlexiCubes<T>& task = b.task;
-  const int64_t width = corner_width(b), features_at = width - task.num_features;
   const CubeData<T> c = load_cube(task, s);
-  for (int64_t i = 0; i < 8 * width; ++i) corners[i] = T(0);
+  for (int k = 0; k < 8; ++k) {
+    out->value[k] = T(0);
+    for (int i = 0; i < 3; ++i) out->position[k][i] = T(0);
+    for (int64_t j = 0; j < task.num_features; ++j) out->features[out->stride * k + j] = T(0);
+  }
   T grad_alpha[8] = {}, grad_beta[kDualEdges] = {}, grad_gamma = T(0);
 
-  for_each_vertex(task, s, c, [&](int64_t vertex, int64_t pair, const DualVertex<T>& v) {
+  for_each_vertex(task, s, c, true, [&](int64_t vertex, int64_t pair, const DualVertex<T>& v) {
     const CenterShares<T> shares = center_shares(b, incidence, s, v, &grad_gamma);
     T grad_position[3], grad_offset[kMaxVertexEdges][3];
     for (int i = 0; i < 3; ++i)
@@ -147,8 +157,8 @@ FASTSHAPE_HOST_DEVICE void cube_gradients(const FlexiCubesBackward<T>& b, const 
         grad_share[k] += grad * (feature_at(task, c, v, k, j) - mean) / v.sum;
         grad_weight[k] += here * (task.features[task.num_features * c.corner[begin] + j] -
                                   task.features[task.num_features * c.corner[end] + j]);
-        corners[width * begin + features_at + j] += here * weight;
-        corners[width * end + features_at + j] += here * (T(1) - weight);
+        out->features[out->stride * begin + j] += here * weight;
+        out->features[out->stride * end + j] += here * (T(1) - weight);
       }
     }
 
@@ -162,9 +172,8 @@ FASTSHAPE_HOST_DEVICE void cube_gradients(const FlexiCubesBackward<T>& b, const 
         grad_share[k] += grad_position[i] * (v.point[k][i] - v.position[i]) / v.sum;
         grad_weight[k] += here * along;
         grad_plain += grad_offset[k][i] * along;
-        if (b.grad_positions == nullptr) continue;
-        corners[width * begin + 1 + i] += here * weight + grad_offset[k][i] * plain;
-        corners[width * end + 1 + i] += here * (T(1) - weight) + grad_offset[k][i] * (T(1) - plain);
+        out->position[begin][i] += here * weight + grad_offset[k][i] * plain;
+        out->position[end][i] += here * (T(1) - weight) + grad_offset[k][i] * (T(1) - plain);
       }
       const T by_begin = grad_weight[k] * by_a(v.crossing[k]);
       const T by_end = grad_weight[k] * by_b(v.crossing[k]);
@@ -175,23 +184,65 @@ FASTSHAPE_HOST_DEVICE void cube_gradients(const FlexiCubesBackward<T>& b, const 
         grad_alpha[begin] += by_begin * c.value[begin];
         grad_alpha[end] += by_end * c.value[end];
       }
-      corners[width * begin] += to_begin + grad_plain * by_a(v.plain[k]);
-      corners[width * end] += to_end + grad_plain * by_b(v.plain[k]);
+      out->value[begin] += to_begin + grad_plain * by_a(v.plain[k]);
+      out->value[end] += to_end + grad_plain * by_b(v.plain[k]);
       grad_beta[v.edge[k]] += grad_share[k];
     }
   });
 
+  if (!with_weights) return;
+  const auto slope = [&](T weight, bool sigmoid) {
+    return b.activated ? activation_slope(weight, sigmoid) : T(1);
+  };
+  const int64_t row = task.cubes.rows[s];
   if (b.grad_alpha != nullptr)
-    for (int k = 0; k < 8; ++k) b.grad_alpha[8 * s + k] = grad_alpha[k];
+    for (int k = 0; k < 8; ++k)
+      b.grad_alpha[8 * row + k] = grad_alpha[k] * slope(task.alpha[8 * s + k], false);
   if (b.grad_beta != nullptr)
-    for (int e = 0; e < kDualEdges; ++e) b.grad_beta[kDualEdges * s + e] = grad_beta[e];
-  if (b.grad_gamma != nullptr) b.grad_gamma[s] = grad_gamma;
+    for (int e = 0; e < kDualEdges; ++e)
+      b.grad_beta[kDualEdges * row + e] =
+          grad_beta[e] * slope(task.beta[kDualEdges * s + e], false);
+  if (b.grad_gamma != nullptr) b.grad_gamma[row] = grad_gamma * slope(task.gamma[s], true);
 }
 
-// Adds what a cube wrote for a corner.
+// Adds what a cube gives to its corner k.
 template <class T>
-FASTSHAPE_HOST_DEVICE void add_to_corner(const FlexiCubesBackward<T>& b, const T* from,
-                                         int64_t corner) {
+FASTSHAPE_HOST_DEVICE void add_to_corner(const FlexiCubesBackward<T>& b,
+                                         const CornerGradients<T>& from, int k, int64_t corner) {
+  b.grad_values[corner] += from.value[k];
+  if (b.grad_positions != nullptr)
+    for (int i = 0; i < 3; ++i) b.grad_positions[3 * corner + i] += from.position[k][i];
+  for (int64_t j = 0; j < b.task.num_features; ++j)
+    b.grad_corner_features[b.task.num_features * corner + j] += from.features[from.stride * k + j];
+}
+
+// ---- What cubes give, kept until the corners sum it --------------------------------------------
+
+// How many numbers that is for a corner: value, position, features.
+template <class T>
+FASTSHAPE_HOST_DEVICE int64_t corner_width(const FlexiCubesBackward<T>& b) {
+  return 1 + (b.grad_positions != nullptr ? 3 : 0) + b.task.num_features;
+}
+
+// `corners`: (8, corner_width) of cube s.
+template <class T>
+FASTSHAPE_HOST_DEVICE void keep_cube_gradients(const FlexiCubesBackward<T>& b,
+                                               const int64_t* incidence, int64_t s, T* corners) {
+  const int64_t width = corner_width(b);
+  CornerGradients<T> gradients;
+  gradients.features = corners + (width - b.task.num_features);
+  gradients.stride = width;
+  cube_gradients(b, incidence, s, true, &gradients);
+  for (int k = 0; k < 8; ++k) {
+    corners[width * k] = gradients.value[k];
+    for (int i = 0; i < 3 && b.grad_positions != nullptr; ++i)
+      corners[width * k + 1 + i] = gradients.position[k][i];
+  }
+}
+
+// Adds what a cube kept for a corner.
+template <class T>
+FASTSHAPE_HOST_DEVICE void add_kept(const FlexiCubesBackward<T>& b, const T* from, int64_t corner) {
   b.grad_values[corner] += *from++;
   if (b.grad_positions != nullptr)
     for (int i = 0; i < 3; ++i) b.grad_positions[3 * corner + i] += *from++;

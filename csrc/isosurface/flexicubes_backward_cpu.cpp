@@ -1,6 +1,7 @@
 #include "isosurface/flexicubes_backward.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/parallel.h"
 
@@ -9,7 +10,7 @@ namespace {
 
 template <class T>
 struct BackwardWorkspace {
-  T* corners;          // (S, 8, corner_width)
+  T* corners;          // (S, 8, corner_width), of a list of cubes
   int64_t* incidence;  // (S, 12)
   size_t bytes;
 };
@@ -19,17 +20,74 @@ BackwardWorkspace<T> workspace_of(void* begin, const FlexiCubesBackward<T>& b) {
   WorkspaceCutter cutter(begin);
   BackwardWorkspace<T> w{};
   const int64_t num = b.task.cubes.num;
-  w.corners = cutter.take<T>(8 * num * corner_width(b));
   w.incidence = cutter.take<int64_t>(b.task.centers ? kDualEdges * num : 0);
+  w.corners = cutter.take<T>(b.task.corners.cubes == nullptr ? 0 : 8 * num * corner_width(b));
   w.bytes = cutter.bytes();
   return w;
 }
 
+// ---- Of a lattice ------------------------------------------------------------------------------
+//
+// Whoever has some planes of points walks the cubes that have corners there, in their order; the
+// cubes before the first plane are walked by two.
+
+constexpr int64_t kPlanes = 8;
+
 template <class T>
-void fill_zero(T* values, int64_t count) {
-  if (values == nullptr) return;
-  parallel_for(count, 1 << 18,
-               [&](int64_t begin, int64_t end) { std::fill(values + begin, values + end, T(0)); });
+void planes_backward(const FlexiCubesBackward<T>& b, const int64_t* incidence, int64_t first,
+                     int64_t last) {
+  const DualCubes& cubes = b.task.cubes;
+  const CubeCorners& lattice = b.task.corners;
+  const int64_t plane = lattice.size_y * lattice.size_z;
+  std::vector<T> features(static_cast<size_t>(8 * b.task.num_features));
+  CornerGradients<T> gradients;
+  gradients.features = features.data();
+  gradients.stride = b.task.num_features;
+  int64_t s =
+      std::lower_bound(cubes.lowest, cubes.lowest + cubes.num, (first - 1) * plane) - cubes.lowest;
+  for (int64_t x = first - 1; x < last; ++x) {
+    const bool mine = x >= first;
+    for (; s < cubes.num && cubes.lowest[s] < (x + 1) * plane; ++s) {
+      cube_gradients(b, incidence, s, mine, &gradients);
+      for (int k = 0; k < 8; ++k) {
+        if ((k & 1) == 0 ? !mine : x + 1 == last) continue;
+        add_to_corner(b, gradients, k, cube_corner(lattice, cubes.lowest[s], 0, k));
+      }
+    }
+  }
+}
+
+template <class T>
+void lattice_backward(const FlexiCubesBackward<T>& b, const int64_t* incidence) {
+  const int64_t plane = b.task.corners.size_y * b.task.corners.size_z;
+  if (plane == 0) return;
+  const int64_t size_x = b.num_points / plane;
+  parallel_for((size_x + kPlanes - 1) / kPlanes, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece)
+      planes_backward(b, incidence, piece * kPlanes, std::min(size_x, (piece + 1) * kPlanes));
+  });
+}
+
+// ---- Of a list ---------------------------------------------------------------------------------
+
+template <class T>
+void list_backward(const FlexiCubesBackward<T>& b, const BackwardWorkspace<T>& w) {
+  const int64_t num = b.task.cubes.num, width = corner_width(b);
+  parallel_for(num, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s)
+      keep_cube_gradients(b, w.incidence, s, w.corners + 8 * width * s);
+  });
+  // Every thread walks all cubes and adds to its own share of the corners.
+  const int threads = num < 4096 ? 1 : num_threads();
+  parallel_team(threads, [&](int rank, int count) {
+    const int64_t begin = b.num_points * rank / count, end = b.num_points * (rank + 1) / count;
+    for (int64_t s = 0; s < num; ++s) {
+      const int64_t* const corners = b.task.corners.cubes + 8 * b.task.cubes.rows[s];
+      for (int k = 0; k < 8; ++k)
+        if (corners[k] >= begin && corners[k] < end)
+          add_kept(b, w.corners + width * (8 * s + k), corners[k]);
+    }
+  });
 }
 
 }  // namespace
@@ -42,33 +100,18 @@ size_t flexicubes_backward_workspace_bytes(const FlexiCubesBackward<T>& b) {
 template <class T>
 void flexicubes_backward(const FlexiCubesBackward<T>& b, void* workspace) {
   const BackwardWorkspace<T> w = workspace_of(workspace, b);
-  const int64_t num = b.task.cubes.num, width = corner_width(b);
-  fill_zero(b.grad_values, b.num_points);
-  fill_zero(b.grad_positions, 3 * b.num_points);
-  fill_zero(b.grad_corner_features, b.task.num_features * b.num_points);
   if (b.task.centers) {
-    std::fill(w.incidence, w.incidence + kDualEdges * num, -1);
+    parallel_for(kDualEdges * b.task.cubes.num, 1 << 16, [&](int64_t begin, int64_t end) {
+      std::fill(w.incidence + begin, w.incidence + end, -1);
+    });
     parallel_for(b.task.num_quads, 4096, [&](int64_t begin, int64_t end) {
       for (int64_t quad = begin; quad < end; ++quad) write_incidence(b.task, quad, w.incidence);
     });
   }
-  parallel_for(num, 1024, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s)
-      cube_gradients(b, w.incidence, s, w.corners + 8 * width * s);
-  });
-  // Every thread walks all cubes and adds to its own share of the corners.
-  const int threads = num < 4096 ? 1 : num_threads();
-  parallel_team(threads, [&](int rank, int count) {
-    const int64_t begin = b.num_points * rank / count, end = b.num_points * (rank + 1) / count;
-    for (int64_t s = 0; s < num; ++s) {
-      for (int k = 0; k < 8; ++k) {
-        const int64_t corner =
-            cube_corner(b.task.corners, b.task.cubes.lowest[s], b.task.cubes.rows[s], k);
-        if (corner >= begin && corner < end)
-          add_to_corner(b, w.corners + width * (8 * s + k), corner);
-      }
-    }
-  });
+  if (b.task.corners.cubes == nullptr)
+    lattice_backward(b, w.incidence);
+  else
+    list_backward(b, w);
 }
 
 #define FASTSHAPE_INSTANTIATE(T)                                                        \

@@ -53,7 +53,7 @@ template <class T>
 __global__ void cubes_kernel(FlexiCubesBackward<T> b, BackwardWorkspace<T> w) {
   const int64_t s = thread_index();
   if (s >= b.task.cubes.num) return;
-  cube_gradients(b, w.incidence, s, w.corners + 8 * corner_width(b) * s);
+  keep_cube_gradients(b, w.incidence, s, w.corners + 8 * corner_width(b) * s);
   for (int k = 0; k < 8; ++k) {
     w.keys[8 * s + k] = static_cast<uint64_t>(
         cube_corner(b.task.corners, b.task.cubes.lowest[s], b.task.cubes.rows[s], k));
@@ -69,13 +69,7 @@ __global__ void corners_kernel(FlexiCubesBackward<T> b, BackwardWorkspace<T> w) 
   const uint64_t corner = w.sorted_keys[i];
   if (i > 0 && w.sorted_keys[i - 1] == corner) return;
   for (int64_t at = i; at < n && w.sorted_keys[at] == corner; ++at)
-    add_to_corner(b, w.corners + corner_width(b) * w.sorted_slots[at],
-                  static_cast<int64_t>(corner));
-}
-
-template <class T>
-void fill_zero(T* values, int64_t count, cudaStream_t stream) {
-  if (values != nullptr) fill_bytes(kOp, values, 0, static_cast<size_t>(count) * sizeof(T), stream);
+    add_kept(b, w.corners + corner_width(b) * w.sorted_slots[at], static_cast<int64_t>(corner));
 }
 
 }  // namespace
@@ -89,9 +83,6 @@ template <class T>
 void flexicubes_backward(const FlexiCubesBackward<T>& b, void* workspace, cudaStream_t stream) {
   const BackwardWorkspace<T> w = workspace_of(workspace, b);
   const int64_t num = b.task.cubes.num;
-  fill_zero(b.grad_values, b.num_points, stream);
-  fill_zero(b.grad_positions, 3 * b.num_points, stream);
-  fill_zero(b.grad_corner_features, b.task.num_features * b.num_points, stream);
   if (num == 0) return;
   if (b.task.centers) {
     fill_bytes(kOp, w.incidence, 0xff, static_cast<size_t>(kDualEdges * num) * sizeof(int64_t),

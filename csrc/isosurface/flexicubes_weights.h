@@ -15,10 +15,11 @@ namespace fastshape {
 
 template <class T>
 struct FlexiCubesWeights {
-  const T* raw;
-  int64_t count;
+  const T* raw;         // (N, width)
+  const int64_t* rows;  // (num_rows,) those that are asked for
+  int64_t num_rows, width;
   bool sigmoid;  // gamma
-  T* weights;
+  T* weights;    // (num_rows, width)
 };
 
 // Of x <= 0. Below -87 the result would be no normal number, and is not needed: it is added to one.
@@ -54,6 +55,13 @@ FASTSHAPE_HOST_DEVICE T activated(T raw, bool sigmoid) {
   const T e = exp_of_negative((sigmoid ? T(1) : T(2)) * with_sign(raw, T(-1)));
   const T tangent = with_sign((T(1) - e) / (T(1) + e), raw);
   return (sigmoid ? T(0.495) : T(0.99)) * tangent + (sigmoid ? T(0.5) : T(1));
+}
+
+// The derivative of `activated`, from what it gave.
+template <class T>
+FASTSHAPE_HOST_DEVICE T activation_slope(T weight, bool sigmoid) {
+  const T tangent = (weight - (sigmoid ? T(0.5) : T(1))) / (sigmoid ? T(0.495) : T(0.99));
+  return (sigmoid ? T(0.2475) : T(0.99)) * (T(1) - tangent * tangent);
 }
 
 namespace cpu {

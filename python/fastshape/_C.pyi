@@ -109,6 +109,18 @@ def closest_point_backward_workspace_bytes(num_points: int) -> int: ...
 def winding_number_workspace_bytes(num_points: int) -> int: ...
 def cast_rays_workspace_bytes(num_rays: int) -> int: ...
 def ray_parity_workspace_bytes(num_points: int) -> int: ...
+def voxelize_mesh_count(
+    vertices: Tensor, faces: Tensor, resolution: int, low: float, high: float, counts: Tensor
+) -> None: ...
+def voxelize_mesh_fill(
+    vertices: Tensor,
+    faces: Tensor,
+    resolution: int,
+    low: float,
+    high: float,
+    offsets: Tensor,
+    keys: Tensor,
+) -> None: ...
 
 # raster
 def rasterize(
@@ -181,6 +193,7 @@ def antialias_backward_workspace_bytes(num_pixels: int) -> int: ...
 def pack_bits(grid: Tensor, bits: Tensor) -> None: ...
 def unpack_bits(bits: Tensor, grid: Tensor) -> None: ...
 def dilate_bits(bits: Tensor, size_z: int, dilated: Tensor) -> None: ...
+def dilate_values(grid: Tensor, dilated: Tensor) -> None: ...
 def set_bits(coords: Tensor, mask: Tensor | None, bits: Tensor, size_z: int, bad_row: Tensor) -> None: ...
 def get_bits(coords: Tensor, bits: Tensor, size_z: int, found: Tensor) -> None: ...
 def count_set_bits_workspace_bytes(num_words: int) -> int: ...
@@ -266,10 +279,10 @@ def dual_surface_count(
     workspace: Tensor,
     count_workspace: Tensor,
     lowest: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     cases: Tensor,
     first_vertex: Tensor,
-    first_pair: Tensor,
+    first_pair: Tensor | None,
     totals: Tensor,
 ) -> None: ...
 def dual_surface_fill_workspace_bytes(num_quads: int, cuda: bool) -> int: ...
@@ -290,6 +303,21 @@ def dual_surface_fill(
     quads: Tensor,
     quad_kinds: Tensor,
 ) -> None: ...
+def dual_mesh_fill(
+    values: Tensor,
+    cubes: Tensor | None,
+    positions: Tensor | None,
+    level: float,
+    workspace: Tensor,
+    count_workspace: Tensor,
+    fill_workspace: Tensor,
+    lowest: Tensor,
+    rows: Tensor | None,
+    cases: Tensor,
+    first_vertex: Tensor,
+    vertices: Tensor,
+    faces: Tensor,
+) -> None: ...
 def sharp_vertices(
     points: Tensor,
     normals: Tensor,
@@ -300,7 +328,7 @@ def sharp_vertices(
     regularization: float,
     vertices: Tensor,
 ) -> None: ...
-def flexicubes_weights(raw: Tensor, sigmoid: bool, weights: Tensor) -> None: ...
+def flexicubes_weights(raw: Tensor, rows: Tensor, sigmoid: bool, weights: Tensor) -> None: ...
 def flexicubes(
     values: Tensor,
     cubes: Tensor | None,
@@ -331,6 +359,7 @@ def flexicubes_backward_workspace_bytes(
     num_features: int,
     positions: bool,
     centers: bool,
+    list: bool,
     wide: bool,
     cuda: bool,
 ) -> int: ...
@@ -358,6 +387,7 @@ def flexicubes_backward(
     grad_vertices: Tensor,
     grad_features: Tensor | None,
     grad_deviation: Tensor,
+    activated: bool,
     workspace: Tensor,
     grad_values: Tensor,
     grad_positions: Tensor | None,
@@ -375,6 +405,102 @@ def corner_mean(
     values: Tensor, index: Tensor, workspace: Tensor | None, mean: Tensor, counts: Tensor
 ) -> None: ...
 def corner_mean_workspace_bytes(num_voxels: int) -> int: ...
+
+# sparse
+def voxel_hash_slots(num_voxels: int) -> int: ...
+def voxel_hash(coords: Tensor, slots: Tensor, duplicate: Tensor) -> None: ...
+def neighbor_table(
+    coords: Tensor,
+    slots: Tensor,
+    queries: Tensor,
+    kernel_size: int,
+    stride: int,
+    dilation: int,
+    rows: Tensor,
+) -> None: ...
+def invert_table(rows: Tensor, inverse: Tensor) -> None: ...
+def order_rows_workspace_bytes(num_rows: int) -> int: ...
+def order_rows(rows: Tensor, workspace: Tensor | None, order: Tensor) -> None: ...
+def unique_voxels_workspace_bytes(num_voxels: int) -> int: ...
+def unique_voxels_count(
+    coords: Tensor,
+    factor: int,
+    batch_bits: int,
+    x_bits: int,
+    y_bits: int,
+    z_bits: int,
+    workspace: Tensor | None,
+    index: Tensor,
+    order: Tensor,
+    num_unique: Tensor,
+) -> None: ...
+def unique_voxels_fill(
+    coords: Tensor, factor: int, index: Tensor, order: Tensor, voxels: Tensor, offsets: Tensor
+) -> None: ...
+def make_segments_workspace_bytes(num_rows: int) -> int: ...
+def make_segments(index: Tensor, workspace: Tensor | None, order: Tensor, offsets: Tensor) -> None: ...
+def segment_reduce(
+    values: Tensor, order: Tensor, offsets: Tensor, reduction: int, out: Tensor, best: Tensor | None
+) -> None: ...
+def gather_segments(values: Tensor, index: Tensor, best: Tensor | None, out: Tensor) -> None: ...
+def sparse_conv3d(
+    feats: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, order: Tensor | None, out: Tensor
+) -> None: ...
+def sparse_conv3d_weight_grad_workspace_bytes(
+    num_rows: int, in_channels: int, out_channels: int, num_offsets: int
+) -> int: ...
+def sparse_conv3d_weight_grad(
+    grad_out: Tensor, feats: Tensor, rows: Tensor, workspace: Tensor | None, grad_weight: Tensor
+) -> None: ...
+
+# attention
+def voxel_order(coords: Tensor, workspace: Tensor | None, bad_row: Tensor, order: Tensor) -> None: ...
+def voxel_order_workspace_bytes(count: int) -> int: ...
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    run_offsets: Tensor | None,
+    run_starts: Tensor | None,
+    run_positions: Tensor | None,
+    coords: Tensor | None,
+    scale: float,
+    q_gamma: Tensor | None,
+    k_gamma: Tensor | None,
+    rope: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+) -> None: ...
+def attention_gamma_parts(num_rows: int, num_sequences: int) -> int: ...
+def attention_backward_workspace_bytes(
+    num_queries: int, num_sequences: int, num_heads: int, head_dim: int, is_wide: bool, cuda: bool
+) -> int: ...
+def attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    q_offsets: Tensor,
+    k_offsets: Tensor,
+    run_offsets: Tensor | None,
+    run_starts: Tensor | None,
+    run_positions: Tensor | None,
+    coords: Tensor | None,
+    scale: float,
+    q_gamma: Tensor | None,
+    k_gamma: Tensor | None,
+    rope: Tensor | None,
+    workspace: Tensor | None,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    q_gamma_grad: Tensor | None,
+    k_gamma_grad: Tensor | None,
+) -> None: ...
 
 # quantize
 def nearest_code(

@@ -315,6 +315,23 @@ def test_encode_and_decode_are_reconstruct_to_the_last_bit(capsys, tmp_path, mes
     assert whole.read_bytes() == parts.read_bytes()
 
 
+def test_both_make_dual_surfaces(capsys, tmp_path, meshes, weights) -> None:
+    """Whose vertices lie in the cells and not on the lattice's edges."""
+    common = ["-m", "dora-tiny", "--tokens", 8]
+    ring, latents = meshes / "ring.glb", tmp_path / "ring.safetensors"
+    whole, parts, other = (tmp_path / f"{name}.glb" for name in ("whole", "parts", "other"))
+    words = ["--resolution", 24, "--surface", "dual_marching_cubes"]
+    code, _, err = run_main(capsys, "reconstruct", ring, "-o", whole, *common, *words, "--no-picture")
+    assert code == 0, err
+    assert run_main(capsys, "encode", ring, "-o", latents, *common)[0] == 0
+    assert run_main(capsys, "decode", latents, "-o", parts, *words)[0] == 0
+    assert whole.read_bytes() == parts.read_bytes()
+    assert run_main(capsys, "decode", latents, "-o", other, "--resolution", 24)[0] == 0
+    dual, usual = geometry.load(parts), geometry.load(other)
+    assert dual.is_watertight
+    assert dual.num_vertices != usual.num_vertices
+
+
 def test_folders_are_encoded_and_decoded(capsys, tmp_path, meshes, weights) -> None:
     latents, results = tmp_path / "latents", tmp_path / "results"
     code, out, err = run_main(capsys, "encode", meshes, "-o", latents, "--half", "--sample")

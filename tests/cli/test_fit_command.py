@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fastshape import geometry
+from fastshape import fit, geometry
+from fastshape.cli import fit as fit_command
 from fastshape.cli import main
 from fastshape.geometry import shapes
 
@@ -19,6 +22,22 @@ def torus(tmp_path: Path) -> Path:
     path = tmp_path / "torus.ply"
     geometry.save(shapes.torus(segments=16), path)
     return path
+
+
+fit_mesh = fit.fit_mesh
+
+
+def interrupted_after_a_step(
+    *arguments: object, on_step: Callable[[fit.Step], None], **options: object
+) -> fit.Fit:
+    """The fit, with Ctrl-C after its first step."""
+
+    def interrupt(step: fit.Step) -> None:
+        on_step(step)
+        if step.number == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    return fit_mesh(*arguments, on_step=interrupt, **options)
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -40,10 +59,64 @@ def test_it_writes_the_mesh_a_picture_and_the_scores(torus, tmp_path, capsys):
     assert "16 a side" in err
 
 
+@pytest.fixture
+def stoppable(monkeypatch):
+    """Ctrl-C acts, as it does not in a process that was started in the background; scores take seconds."""
+    monkeypatch.setattr(fit_command, "_scores", lambda target, meshes: "")
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("stoppable")
+def test_the_same_command_goes_on_where_it_was_stopped(torus, tmp_path, capsys, monkeypatch):
+    words = ["fit", torus, "-o", tmp_path / "fitted.ply", *SMALL, "--no-picture"]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_command.fit, "fit_mesh", interrupted_after_a_step)
+        code, _, err = run_main(capsys, *words)
+    assert code == 130
+    assert "stopped after step 2 of 3" in err
+    assert f"to go on: fastshape fit {torus}" in err
+    code, _, err = run_main(capsys, *words)
+    assert code == 0
+    assert "going on from" in err
+    assert not (tmp_path / "fitted.run").exists()  # done
+    whole = tmp_path / "whole.ply"
+    code, _, err = run_main(capsys, "fit", torus, "-o", whole, *SMALL, "--no-picture")
+    assert code == 0
+    assert "going on from" not in err
+    assert whole.read_bytes() == (tmp_path / "fitted.ply").read_bytes()
+
+
+@pytest.mark.usefixtures("stoppable")
+def test_restart(torus, tmp_path, capsys, monkeypatch):
+    words = ["fit", torus, "-o", tmp_path / "fitted.ply", *SMALL, "--no-picture"]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_command.fit, "fit_mesh", interrupted_after_a_step)
+        assert run_main(capsys, *words)[0] == 130
+    code, _, err = run_main(capsys, *words, "--seed", 4)
+    assert code == 2
+    assert "another configuration: seed (0 -> 4)" in err
+    code, _, err = run_main(capsys, *words, "--seed", 4, "--restart")
+    assert code == 0
+    assert "going on from" not in err
+
+
 def test_no_picture(torus, tmp_path, capsys):
     code, _, _ = run_main(capsys, "fit", torus, "-o", tmp_path / "fitted.obj", *SMALL, "--no-picture")
     assert code == 0
     assert not (tmp_path / "fitted.png").exists()
+
+
+@pytest.mark.slow
+def test_one_table(torus, tmp_path, capsys):
+    words = ["fit", torus, "-o", tmp_path / "one.ply", *SMALL, "--tables", "variation"]
+    code, out, _ = run_main(capsys, *words)
+    assert code == 0
+    assert "total variation" in out
+    assert "carving and zoom" not in out
+    with open(tmp_path / "one.csv", encoding="utf-8", newline="") as file:
+        assert [row["table"] for row in csv.DictReader(file)] == ["variation"] * 2
 
 
 @pytest.mark.slow

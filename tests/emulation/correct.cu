@@ -9,6 +9,7 @@
 #include "core/block.cuh"
 #include "core/cuda_utils.cuh"
 #include "core/device_algorithms.cuh"
+#include "core/mma.cuh"
 
 namespace fastshape::cuda::test {
 namespace {
@@ -552,6 +553,104 @@ std::string bit_builtins() {
   return compare("result", out, want);
 }
 
+// ---- Tensor cores
+// --------------------------------------------------------------------------------
+
+constexpr int kStride = 24;  // elements from row to row of a tile
+
+template <class T>
+struct MmaShared {
+  __align__(16) T a[16 * kStride], b[16 * kStride];
+};
+
+// D = A B, where each of them may lie transposed.
+template <class T>
+__global__ void multiply(const T* a, const T* b, float* out, int transposed_a, int transposed_b) {
+  auto& s = shared_memory<MmaShared<T>>();
+  for (unsigned i = threadIdx.x; i < 2 * 16 * kStride / 8; i += 32) {
+    const unsigned half = 16 * kStride / 8, at = 8 * (i % half);
+    const bool there = at % kStride < 16;
+    if (i < half)
+      async_copy16(s.a + at, a + (there ? at / kStride * 16 + at % kStride : 0), there);
+    else
+      async_copy16(s.b + at, b + (there ? at / kStride * 16 + at % kStride : 0), there);
+  }
+  async_commit();
+  async_wait<0>();
+  __syncthreads();
+  for (int right = 0; right < 2; ++right) {
+    float d[4] = {1, 2, 3, 4};
+    uint32_t x[4], y[2];
+    if (transposed_a)
+      load_a_transposed(x, s.a, kStride);
+    else
+      load_a(x, s.a, kStride);
+    if (transposed_b)
+      load_b_transposed(y, s.b + 8 * right * kStride, kStride);
+    else
+      load_b(y, s.b + 8 * right, kStride);
+    mma_m16n8k16<T>(d, x, y);
+    const unsigned row = threadIdx.x / 4, column = threadIdx.x % 4 * 2 + 8 * right;
+    for (unsigned i = 0; i < 4; ++i)
+      out[(row + 8 * (i / 2)) * 16 + column + i % 2] = d[i] - static_cast<float>(i + 1);
+  }
+}
+
+template <class T>
+std::string tensor_cores_of() {
+  const std::vector<int> in = numbers(512);
+  std::vector<float> a(256), b(256), want(256), out(256);
+  for (size_t i = 0; i < 256; ++i) {
+    a[i] = static_cast<float>(in[i] % 8);
+    b[i] = static_cast<float>(in[256 + i] % 8);
+  }
+  for (size_t i = 0; i < 256; ++i)
+    for (size_t k = 0; k < 16; ++k) want[i] += a[i / 16 * 16 + k] * b[16 * k + i % 16];
+  std::string wrong;
+  for (int kind = 0; kind < 4; ++kind) {
+    std::vector<T> x(256), y(256);
+    for (size_t i = 0; i < 256; ++i) {
+      const size_t other = i % 16 * 16 + i / 16;
+      narrow(a[kind & 1 ? other : i], &x[i]);
+      narrow(b[kind & 2 ? other : i], &y[i]);
+    }
+    launch("tensor_cores", multiply<T>, 1, 32, sizeof(MmaShared<T>), kStream, x.data(), y.data(),
+           out.data(), kind & 1, kind & 2);
+    wrong += compare("product", out, want);
+  }
+  return wrong;
+}
+
+std::string tensor_cores() { return tensor_cores_of<Float16>() + tensor_cores_of<BFloat16>(); }
+
+// ---- 16-bit floats
+// -------------------------------------------------------------------------------
+
+std::string half_floats() {
+  // Every number of 16 bits comes back from float, and what lies between two goes to the nearer
+  // one.
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float f = to_float(Float16{static_cast<uint16_t>(bits)});
+    const float b = to_float(BFloat16{static_cast<uint16_t>(bits)});
+    if (f == f && to_float16(f).bits != bits) return "float16 " + std::to_string(bits);
+    if (b == b && to_bfloat16(b).bits != bits) return "bfloat16 " + std::to_string(bits);
+    if (f != f && to_float(to_float16(f)) == to_float(to_float16(f))) return "NaN of float16";
+    if (b != b && to_float(to_bfloat16(b)) == to_float(to_bfloat16(b))) return "NaN of bfloat16";
+    if ((bits & 0x7fff) >= 0x7bff) continue;
+    const float next = to_float(Float16{static_cast<uint16_t>(bits + 1)}), middle = (f + next) / 2;
+    const uint32_t even = bits + (bits & 1);
+    if (to_float16(middle).bits != even) return "the middle above " + std::to_string(bits);
+    if (to_float16(middle + (f - next) / 8).bits != bits) return "below " + std::to_string(bits);
+    if (to_float16(middle - (f - next) / 8).bits != bits + 1)
+      return "above " + std::to_string(bits);
+  }
+  const std::vector<float> in = {65519.0f, 65520.0f, 1e30f, -1e30f, 1e-30f};
+  const std::vector<uint32_t> want = {0x7bff, 0x7c00, 0x7c00, 0xfc00, 0};
+  std::vector<uint32_t> out;
+  for (float v : in) out.push_back(to_float16(v).bits);
+  return compare("rounded", out, want);
+}
+
 }  // namespace
 
 std::vector<Case> correct_cases() {
@@ -570,7 +669,9 @@ std::vector<Case> correct_cases() {
           {"messages", messages},
           {"ticket_chain", ticket_chain},
           {"sort_and_scan", sort_and_scan},
-          {"bit_builtins", bit_builtins}};
+          {"bit_builtins", bit_builtins},
+          {"tensor_cores", tensor_cores},
+          {"half_floats", half_floats}};
 }
 
 }  // namespace fastshape::cuda::test

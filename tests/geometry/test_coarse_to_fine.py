@@ -135,12 +135,50 @@ def test_three_levels(name: str, head: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("surface", ["marching_cubes", "dual_marching_cubes"])
 @pytest.mark.parametrize("name", ["closed", "thin", "noisy"])
-def test_four_levels(name: str) -> None:
-    dense, mesh, report = both(FIELDS[name], 385)
+def test_four_levels(name: str, surface: str) -> None:
+    dense, mesh, report = both(FIELDS[name], 385, surface=surface)
     assert_same(mesh, dense)
     assert report.strides == (8, 4, 2, 1)
     assert report.share < 1 / 20
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("name", FIELDS)
+def test_dual_marching_cubes_give_the_dense_mesh_too(name: str, closed: bool) -> None:
+    """ "blobs" and "noisy" have the cubes that are ambiguous across a face, which look at each other."""
+    head = HEADS["tsdf" if closed else "sdf"]
+    dense, mesh, report = both(
+        lambda points: head(points, FIELDS[name](points)), 99, closed=closed, surface="dual_marching_cubes"
+    )
+    assert_same(mesh, dense)
+    assert not report.fell_back
+    assert len(mesh.faces.unique()) == mesh.num_vertices  # none is left over
+    if closed:
+        assert mesh.is_watertight
+
+
+@pytest.mark.parametrize("inside", ["negative", "positive"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_dual_marching_cubes_at_the_border_of_the_cube(closed: bool, inside: str) -> None:
+    options = {"closed": closed, "inside": inside, "level": 0.01, "surface": "dual_marching_cubes"}
+    dense, mesh, _ = both(lambda points: (points[:, :2] - 0.5).norm(dim=1) - 0.7, 100, **options)
+    assert_same(mesh, dense)
+    assert mesh.is_watertight == closed
+    if closed:  # the lids lie on the border
+        assert mesh.bounds.abs().max() == 1
+
+
+@pytest.mark.slow
+def test_dual_marching_cubes_with_1024_points_along_an_axis() -> None:
+    mesh, report = extract(
+        sphere, 1024, method="coarse_to_fine", surface="dual_marching_cubes", verify=100, return_report=True
+    )
+    assert mesh.is_watertight
+    assert report.share < 1 / 50
+    assert float((mesh.vertices.norm(dim=1) - 0.7).abs().max()) < (2 / 1023) ** 2
+    assert mesh.num_vertices == mesh.num_faces // 2 + 2  # Euler: a sphere
 
 
 def test_single_points_beside_the_surface() -> None:
@@ -386,6 +424,10 @@ def test_no_surface_says_the_range(verify: int) -> None:
     ("options", "message"),
     [
         ({"method": "fast"}, "`method` must be 'dense' or 'coarse_to_fine', got 'fast'"),
+        (
+            {"surface": "cubes"},
+            "`surface` must be 'marching_cubes' or 'dual_marching_cubes', got 'cubes'",
+        ),
         ({"stride": 3}, r"`stride` must be None or one of \(8, 4, 2\), got 3"),
         ({"verify": -1}, "`verify` must not be negative"),
         ({"inside": "out"}, "`inside` must be"),

@@ -168,3 +168,42 @@ def test_the_winding_number_by_rays_and_closed_holes() -> None:
             closed = torch.cat([mesh.faces, faces])
             assert len(closing_faces(vertices, closed)[1]) == 0
     assert len(DistanceField(holed).winding(points[:0])) == 0
+
+
+# ---- The front of open surfaces ----------------------------------------------------------------------------
+
+
+def box_distance(points, half):
+    away = points.abs() - half
+    return away.clamp_min(0).norm(dim=1) + away.amax(1).clamp_max(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_front_of_a_closed_mesh_is_its_outside(backend, dtype):
+    """At faces, edges and vertices, whose nearest features are told apart by nothing else."""
+    vertices, faces = cube()
+    mesh = Mesh((vertices - vertices.mean(0)).to(dtype), faces)
+    half = mesh.vertices.abs().max()
+    points = ((torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) - 0.5) * 4 * half).to(dtype)
+    found = geometry.signed_distance(mesh, backend.put(points), sign="front").cpu()
+    torch.testing.assert_close(found, box_distance(points, half), atol=1e-5, rtol=0)
+    field = DistanceField(mesh, sign="front", dtype=dtype)
+    assert torch.equal(field.inside(points), field(points) < 0)
+    assert bool(((points.abs().amax(1) < half) == field.inside(points)).all())
+
+
+def test_an_open_sheet_has_two_sides():
+    sheet = Mesh(
+        torch.tensor([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]), torch.tensor([[0, 1, 2], [0, 2, 3]])
+    )
+    points = torch.tensor([[0.1, 0.1, 0.2], [0.1, 0.1, -0.2], [1.5, 0.0, -0.01], [float("nan"), 0, 0]])
+    found = geometry.signed_distance(sheet, points, sign="front")
+    torch.testing.assert_close(found[:3], torch.tensor([0.2, -0.2, -(0.2501**0.5)]))
+    assert bool(found[3].isnan())
+    turned = geometry.signed_distance(Mesh(sheet.vertices, sheet.faces.flip(1)), points[:2], sign="front")
+    assert torch.equal(turned, -found[:2])
+
+
+def test_an_unknown_sign_is_refused():
+    with pytest.raises(ValueError, match='`sign` must be "auto", "winding", "parity" or "front"'):
+        DistanceField(Mesh(*cube()), sign="back")

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fastshape.geometry import NoSurfaceError, extract, extract_surface, grid_points
+from fastshape.geometry.extract import SURFACES
 
 CENTER = torch.tensor([0.1, -0.2, 0.05])
 RADII = torch.tensor([0.8, 0.5, 0.3])
@@ -29,6 +30,28 @@ def test_vertices_lie_on_the_ellipsoid(resolution: int, bounds: float) -> None:
     torch.testing.assert_close((mesh.bounds[1] - mesh.bounds[0]) / 2, RADII, atol=2 * cell**2, rtol=0)
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(4 / 3 * torch.pi * float(RADII.prod()), rel=0.03)
+
+
+def test_dual_marching_cubes_lie_on_the_ellipsoid_too() -> None:
+    mesh = extract(ellipsoid, 64, surface="dual_marching_cubes")
+    cell = 2 / 63
+    assert float(ellipsoid(mesh.vertices).abs().max()) < 3 * cell**2
+    assert mesh.is_watertight
+    assert mesh.volume == pytest.approx(4 / 3 * torch.pi * float(RADII.prod()), rel=0.03)
+    # A triangle of marching cubes may be as thin as it likes; two of a dual quad are not.
+    thinnest = [extract(ellipsoid, 64, surface=kind).face_areas.min() for kind in SURFACES]
+    assert thinnest[1] > 100 * thinnest[0]
+
+
+def test_an_open_dual_surface_ends_half_a_cell_before_the_border() -> None:
+    mesh = extract(lambda points: points[:, 1] - 0.3, 17, surface="dual_marching_cubes")
+    torch.testing.assert_close(mesh.vertices[:, 1], torch.full((mesh.num_vertices,), 0.3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(mesh.bounds[:, [0, 2]], torch.tensor([[-1.0, -1], [1, 1]]) * (1 - 1 / 16))
+
+
+def test_an_unknown_surface_is_refused() -> None:
+    with pytest.raises(ValueError, match="`surface` must be 'marching_cubes' or 'dual_marching_cubes'"):
+        extract_surface(torch.zeros(4, 4, 4), surface="cubes")  # type: ignore[arg-type]
 
 
 def test_a_plane_is_met_exactly() -> None:

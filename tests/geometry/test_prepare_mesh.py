@@ -14,7 +14,7 @@ import torch
 from fastshape import geometry, testing
 from fastshape.geometry import DistanceField, Mesh, Prepared, PrepareSpec, normalize, shapes
 from fastshape.geometry.prepared import labeled_queries
-from fastshape.models.pretrained import read_safetensors, safetensors_bytes
+from fastshape.runtime.files import read_safetensors, safetensors_bytes
 
 SPEC = PrepareSpec(num_surface=300, num_volume=400, num_near=500)
 

@@ -21,7 +21,8 @@ from fastshape.models import (
     VecSetVAE,
     registry,
 )
-from fastshape.models.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_safetensors
+from fastshape.models.pretrained import CONFIG_FILE, WEIGHTS_FILE
+from fastshape.runtime.files import read_safetensors
 
 TINY = {
     "VecSetVAE": VecSetConfig(dim=16, depth=1, heads=1, head_dim=16, num_latents=8, latent_dim=4),

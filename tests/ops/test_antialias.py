@@ -41,8 +41,13 @@ def test_twins_by_hand():
     assert torch.equal(twins, reference.edge_twins(sphere))
     assert torch.equal(twins.view(-1)[twins.view(-1)], torch.arange(3 * len(sphere)))
     assert ops.edge_twins(sphere[:0]).shape == (0, 3)
-    with pytest.raises(ValueError, match=r"`faces` must have shape \(F, 3\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"`faces` must have shape \(F, K\), K at least 3, got \(3,\)"):
         ops.edge_twins(sphere[0])
+    # Two quads side by side: edge 1 of the first is edge 3 of the second.
+    assert ops.edge_twins(torch.tensor([[0, 1, 2, 3], [1, 4, 5, 2]])).tolist() == [
+        [-1, 7, -1, -1],
+        [-1, -1, -1, 1],
+    ]
 
 
 def test_a_square_by_hand(backend):

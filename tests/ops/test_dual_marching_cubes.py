@@ -4,6 +4,7 @@ from test_marching_cubes_sparse import euler, random_field, sphere, torus
 
 from fastshape import ops, testing
 from fastshape.geometry import Mesh
+from fastshape.ops import dual_mesh
 from fastshape.reference import flexicubes as reference
 
 
@@ -209,6 +210,63 @@ def test_wrong_gradients(backend):
         ops.dual_marching_cubes(values, gradient=lambda places: places[:, :2])
     with pytest.raises(ValueError, match="`regularization` must be positive, got 0"):
         ops.dual_marching_cubes(values, gradient=torch.zeros_like, regularization=0)
+
+
+@pytest.mark.parametrize("manifold", [False, True])
+def test_with_and_without_gradients(backend, manifold):
+    """What is written without gradients is what they are of, of a lattice and of a list of cubes."""
+    values = random_field(9, 5, 70, padded=False)
+    cubes, points = reference.lattice(tuple(values.shape))
+    places = points + 0.3 * torch.rand(len(points), 3, generator=testing.generator(2))
+    lists = backend.put(values.flatten()), {"cubes": backend.put(cubes), "positions": backend.put(places)}
+    for field, options in (
+        (backend.put(values), {}),
+        (backend.put(values), {"positions": backend.put(places)}),
+        lists,
+    ):
+        alone = ops.dual_marching_cubes(field, level=0.1, manifold=manifold, **options)
+        leaf = field.clone().requires_grad_()
+        vertices, faces = ops.dual_marching_cubes(leaf, level=0.1, manifold=manifold, **options)
+        assert vertices.requires_grad
+        assert not alone[0].requires_grad
+        assert torch.equal(alone[0], vertices.detach())
+        assert torch.equal(alone[1], faces)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_instruction_sets_and_threads_agree(dtype):
+    values = random_field(20, 20, 200, dtype=dtype, padded=False)
+    values[3, 4] = torch.nan
+    values[5, 6] = 0.0
+    results = []
+    for name in testing.instruction_sets():
+        for threads in (1, 3):
+            with testing.instruction_set(name), testing.num_threads(threads):
+                results.append(ops.dual_marching_cubes(values))
+    for result in results[1:]:
+        assert torch.equal(result[0], results[0][0])
+        assert torch.equal(result[1], results[0][1])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3), (3, 1, 3), (2, 2, 2), (2, 9, 1), (9, 2, 64), (2, 3, 130)])
+def test_thin_lattices(backend, shape):
+    """Sizes at which a lattice has no cubes, or cubes and no quads along some axis."""
+    values = random_field(*shape, padded=False)
+    vertices, faces = run(backend, values)
+    cubes, points = reference.lattice(shape)
+    expected = reference.flexicubes(values.flatten(), cubes, points.float())
+    assert vertices.shape == expected.vertices.shape
+    assert torch.equal(
+        faces.view(-1, 6).unique(dim=0).sort().values, expected.faces.view(-1, 6).unique(dim=0).sort().values
+    )
+
+
+def test_operator(backend):
+    values = backend.put(random_field(3, 4, 5, padded=False))
+    testing.check_operator(dual_mesh._dual_mesh_op, values, None, None, 0.1, True)
+    cubes, points = (backend.put(t) for t in reference.lattice((3, 4, 5)))
+    field = values.flatten()
+    testing.check_operator(dual_mesh._dual_mesh_op, field, cubes, points.float(), 0.1, False)
 
 
 def test_compiles():

@@ -8,7 +8,7 @@ from test_marching_cubes_sparse import euler, random_field, sphere, torus
 
 from fastshape import _C, _library, losses, ops, testing
 from fastshape.geometry import Mesh
-from fastshape.ops import dual_surface
+from fastshape.ops import dual_surface, dual_topology
 from fastshape.reference import flexicubes as reference
 from fastshape.reference import flexicubes_table
 
@@ -140,7 +140,7 @@ def test_golden_dense_without_weights(backend, golden_folder):
     vertices, faces = ops.dual_marching_cubes(sdf, positions=points)
     assert torch.equal(vertices, surface.vertices)
     assert torch.equal(by_row(faces.cpu()), by_row(surface.faces.cpu()))
-    topology = dual_surface._dual_surface_op(sdf, None, 0.0, True, 0)
+    topology = dual_topology.dual_surface_op(sdf, None, 0.0, True, 0)
     assert torch.equal(topology[2].cpu().short(), golden["out.case_ids"])
     assert torch.equal(topology[1].cpu(), golden["out.surf_cubes"].nonzero()[:, 0])
 
@@ -419,6 +419,16 @@ def test_instruction_sets_and_threads_agree(dtype):
             assert torch.equal(grad, results[0][1][name])
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_of_a_list_are_those_of_the_lattice(training):
+    """A lattice's are gathered plane by plane, those of a list kept by its cubes and then summed."""
+    inputs, cubes = random_inputs(30, 9, 20)
+    _, dense = gradients(inputs, training=training)
+    _, sparse = gradients(inputs | {"sdf": inputs["sdf"].flatten()}, cubes=cubes, training=training)
+    for name, grad in dense.items():
+        assert torch.equal(sparse[name].view_as(grad), grad), name
+
+
 # ---- Gradients ---------------------------------------------------------------------------------------------
 
 
@@ -483,17 +493,21 @@ def test_sphere_and_torus(backend):
 def test_operators(backend):
     inputs, _ = random_inputs(3, 3, 3)
     inputs = on(backend, inputs)
-    topology = list(dual_surface._dual_surface_op(inputs["sdf"], None, 0.0, True, 1))
-    testing.check_operator(dual_surface._dual_surface_op, inputs["sdf"], None, 0.0, True, 1)
+    topology = list(dual_topology.dual_surface_op(inputs["sdf"], None, 0.0, True, 1))
+    testing.check_operator(dual_topology.dual_surface_op, inputs["sdf"], None, 0.0, True, 1)
     rows = topology[1]
     field = (
         inputs["sdf"], None, inputs["positions"], inputs["features"],
-        inputs["alpha"][rows], inputs["beta"][rows], inputs["gamma"][rows], topology, 0.0, True,
+        inputs["alpha"][rows], inputs["beta"][rows], inputs["gamma"].view(-1, 1)[rows],
+        topology, 0.0, True,
     )  # fmt: skip
     testing.check_operator(dual_surface._flexicubes_op, *field)
     vertices, _, deviation, features = dual_surface._flexicubes_op(*field)
-    ones = (torch.ones_like(t) for t in (vertices, features, deviation))
-    testing.check_operator(dual_surface._flexicubes_backward_op, *ones, vertices, features, *field)
+    ones = tuple(torch.ones_like(t) for t in (vertices, features, deviation))
+    for activated in (False, True):
+        testing.check_operator(
+            dual_surface._flexicubes_backward_op, *ones, vertices, features, *field, 8, activated
+        )
 
 
 def test_compiles():
@@ -519,22 +533,29 @@ def test_compiles():
         assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize("width", [1, 8, 12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_activation(backend, dtype):
+def test_activation(backend, dtype, width):
     raw = torch.cat([torch.linspace(-120, 120, 4001, dtype=torch.float64), torch.randn(4000).double()]).to(
         dtype
     )
     expected = reference.activate(raw.double(), raw.double(), raw.double())
+    rows = torch.randperm(len(raw) // width, generator=testing.generator(0))
+    raw = raw[: len(rows) * width].view(-1, width)
     for sigmoid in (False, True):
-        weights = dual_surface._flexicubes_weights_op(backend.put(raw), sigmoid)
-        torch.testing.assert_close(
-            weights.cpu().double(), expected[2 * sigmoid], rtol=0, atol=2 * torch.finfo(dtype).eps
-        )
-    special = backend.put(torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0], dtype=dtype))
-    nan, *values = dual_surface._flexicubes_weights_op(special, False).tolist()
+        wanted = expected[2 * sigmoid][: raw.numel()].view(-1, width)[rows]
+        apart = torch.stack([raw, raw], 2)[..., 0]  # not contiguous, as columns of a network's output
+        for given in (raw, apart):
+            weights = dual_surface._flexicubes_weights_op(*backend.put(given, rows), sigmoid)
+            torch.testing.assert_close(
+                weights.cpu().double(), wanted, rtol=0, atol=2 * torch.finfo(dtype).eps
+            )
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0], dtype=dtype)
+    special, rows = backend.put(special[:, None].repeat(1, width), torch.arange(5))
+    nan, *values = dual_surface._flexicubes_weights_op(special, rows, False)[:, -1].tolist()
     assert nan != nan
     assert values == pytest.approx([1.99, 0.01, 1, 1])
-    testing.check_operator(dual_surface._flexicubes_weights_op, special[1:], True)
+    testing.check_operator(dual_surface._flexicubes_weights_op, special[1:], rows[:2], True)
 
 
 def test_wrong_inputs(backend):

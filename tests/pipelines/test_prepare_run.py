@@ -16,10 +16,10 @@ import pytest
 
 from fastshape import geometry
 from fastshape.geometry import PrepareError, PrepareSpec, shapes
-from fastshape.models.pretrained import read_safetensors
 from fastshape.pipelines import Item, PrepareReport, Rank, default_rank, find_items, prepare
 from fastshape.pipelines.status import StatusWriter, merge_index, read_lines
 from fastshape.pipelines.workers import WorkerPool
+from fastshape.runtime.files import read_safetensors
 
 SPEC = PrepareSpec(num_surface=20, num_volume=30, num_near=40)
 

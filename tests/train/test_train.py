@@ -252,7 +252,7 @@ def test_samples_on_disk(samples, tmp_path):
 @pytest.mark.parametrize("name", train.recipes.RECIPES)
 def test_recipes_survive_json(name):
     config = train.recipes.get(name)
-    assert train.TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert train.config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_unknown_recipe_and_field():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastshape.models.pretrained import CheckpointError, read_safetensors
+from fastshape.runtime.files import CheckpointError, read_safetensors
 
 
 def read_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:

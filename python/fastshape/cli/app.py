@@ -160,7 +160,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     prepare.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
     prepare.add_argument(
-        "--preset", metavar="NAME", help="dora, vecset, lagem, vat or hunyuan; default: vecset"
+        "--preset", metavar="NAME", help="dora, vecset, lagem, vat, hunyuan or structure; default: vecset"
     )
     prepare.add_argument("--spec", metavar="FILE", help="a specification as JSON, instead of a preset")
     prepare.add_argument(
@@ -260,7 +260,8 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "fit",
         help="one mesh as a field of sparse voxels, by differentiable rendering",
         description="Fits a FlexiCubes field to pictures of a mesh, with no network, and compares it with "
-        "dual marching cubes of the same resolution. Minutes, on a CPU.",
+        "dual marching cubes of the same resolution. Minutes, on a CPU. The same command goes on where it "
+        "was stopped, bit for bit.",
     )
     fit.add_argument("input", metavar="MESH", help="OBJ, PLY, STL, OFF, GLB, glTF or 3MF; open or closed")
     fit.add_argument(
@@ -269,7 +270,7 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     fit.add_argument("--resolution", type=_at_least(1), metavar="R", help="voxels a side; default: 128")
     fit.add_argument("--steps", type=_at_least(1), metavar="N", help="of the last level; default: 400")
     fit.add_argument(
-        "--levels", type=_at_least(1), metavar="L", help="each of half the next's resolution; default: 2"
+        "--levels", type=_at_least(1), metavar="L", help="each of half the next's resolution; default: 1"
     )
     fit.add_argument("--image-size", type=_at_least(1), metavar="PIXELS", help="default: 256")
     fit.add_argument(
@@ -279,8 +280,14 @@ def _add_fit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     fit.add_argument("--seed", type=int, metavar="S", help="of the cameras; default: 0")
     fit.add_argument(
         "--tables",
-        action="store_true",
-        help="instead: what carving, zoom, the carving threshold and the total variation do; writes a .csv",
+        nargs="*",
+        choices=("savings", "threshold", "variation"),
+        metavar="NAME",
+        help="instead: what carving and zoom save, what the carving threshold and the total variation do; "
+        "writes a .csv; NAME: savings, threshold, variation; all of them where none is named",
+    )
+    fit.add_argument(
+        "--restart", action="store_true", help="begin again, whatever OUT.run holds of a fit that was stopped"
     )
     fit.add_argument("--no-picture", action="store_true", help="draw none")
     fit.add_argument("--up", choices=("y", "z"), help="vertical axis in the picture; y for glTF, else z")
@@ -412,6 +419,12 @@ def _add_resolution(command: argparse.ArgumentParser) -> None:
         default=128,
         metavar="R",
         help="points of the extraction lattice along an axis; default: 128",
+    )
+    command.add_argument(
+        "--surface",
+        default="marching_cubes",
+        choices=("marching_cubes", "dual_marching_cubes"),
+        help="how the surface is made of them; default: marching_cubes",
     )
 
 

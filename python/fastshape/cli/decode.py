@@ -14,7 +14,7 @@ from fastshape.cli.models import load_model
 from fastshape.cli.plan import Planned, find_latents, plan
 from fastshape.geometry import save
 from fastshape.geometry.formats import WRITERS
-from fastshape.models import CheckpointError, FieldAutoencoder
+from fastshape.models import Autoencoder, CheckpointError
 from fastshape.pipelines import Encoded, LatentsError, decode_latents, load_latents
 
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         encoded = load_latents(item.source)
         model = load(options.model) if options.model else _maker(encoded, item, load)
         try:
-            mesh = decode_latents(encoded, model, resolution=options.resolution)
+            mesh = decode_latents(encoded, model, resolution=options.resolution, surface=options.surface)
         except LatentsError as error:
             raise LatentsError(f"{item.source}: {error}") from None
         save(mesh, item.output)
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     return each(work, decode, "decoding", Console(stderr=True, highlight=False))
 
 
-def _maker(encoded: Encoded, item: Planned, load: object) -> FieldAutoencoder:
+def _maker(encoded: Encoded, item: Planned, load: object) -> Autoencoder:
     """The weights that made the latents, found by what they were loaded by then."""
     try:
         return load(encoded.weights)  # type: ignore[operator, no-any-return]

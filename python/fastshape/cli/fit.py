@@ -6,7 +6,10 @@ import argparse
 import csv
 import dataclasses
 import io
-from collections.abc import Callable
+import shlex
+import shutil
+import warnings
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +24,7 @@ from fastshape.geometry.formats import WRITERS
 from fastshape.geometry.io import write_atomically
 from fastshape.geometry.sharp_normals import sharp_normal_error
 
+CHECKPOINT_FILE = "checkpoint.safetensors"
 _TABLE_TITLES = {
     "savings": "carving and zoom",
     "threshold": "how far behind the depth a voxel may lie",
@@ -36,11 +40,10 @@ def run(options: argparse.Namespace) -> None:
     mesh = geometry.load(source)
     output.parent.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False)
-    if options.tables:
-        _tables(mesh, config, output.with_suffix(".csv"))
+    if options.tables is not None:
+        _tables(mesh, config, options.tables or fit.TABLES, output.with_suffix(".csv"))
         return
-    with _progress(console) as on_step:
-        found = fit.fit_mesh(mesh, config, on_step=on_step)
+    found = _fit(mesh, config, output.with_suffix(".run"), options, console)
     geometry.save(found.mesh, output)
     baseline = fit.dual_marching_cubes_mesh(mesh, config.resolution)
     out = Console(highlight=False)
@@ -50,6 +53,9 @@ def run(options: argparse.Namespace) -> None:
         f"{found.num_voxels:,} voxels, {found.voxels_per_step:,.0f} in a step of "
         f"{1000 * found.seconds_per_step:.0f} ms"
     )
+    if found.empty_steps:
+        out.print(f"note: {found.empty_steps} of {config.steps} pictures showed nothing of the surface")
+    shutil.rmtree(output.with_suffix(".run"), ignore_errors=True)  # what is written needs no going on
     out.print(f"wrote {output}", markup=False, soft_wrap=True)
     if not options.no_picture:
         picture = output.with_suffix(".png")
@@ -59,20 +65,39 @@ def run(options: argparse.Namespace) -> None:
         out.print(f"wrote {picture}", markup=False, soft_wrap=True)
 
 
-def _tables(mesh: Mesh, config: fit.FitConfig, path: Path) -> None:
+def _fit(
+    mesh: Mesh, config: fit.FitConfig, run: Path, options: argparse.Namespace, console: Console
+) -> fit.Fit:
+    """The fit; one that was stopped goes on from what it left in the folder `run`."""
+    file = run / CHECKPOINT_FILE
+    if file.exists() and not options.restart:
+        console.print(f"going on from {file}", markup=False, soft_wrap=True)
+    with warnings.catch_warnings(), _progress(console) as on_step:
+        warnings.simplefilter("ignore", fit.FitWarning)  # it stands in the result
+        try:
+            return fit.fit_mesh(
+                mesh, config, checkpoint_file=file, resume=not options.restart, on_step=on_step
+            )
+        except fit.FitInterrupted as stopped:
+            again = shlex.join(word for word in ["fastshape", *options.words] if word != "--restart")
+            raise KeyboardInterrupt(f"{stopped}; to go on: {again}") from None
+
+
+def _tables(mesh: Mesh, config: fit.FitConfig, names: Collection[str], path: Path) -> None:
     """Each row as it comes, and all of them in a file."""
     out = Console(highlight=False)
     rows: list[fit.Row] = []
-    for row in fit.tables(mesh, config):
+    for row in fit.tables(mesh, config, names):
         if not rows or rows[-1].table != row.table:
             out.print(_TABLE_TITLES[row.table], style="bold")
         memory = "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:,.0f} MB"
         out.print(
             f"  {row.name}: {row.voxels_per_step:,.0f} of {row.num_voxels:,} voxels "
             f"({row.voxels_per_step / max(row.num_voxels, 1):.0%}), "
-            f"{1000 * row.seconds_per_step:.0f} ms a step, {memory}, "
+            f"{1000 * row.seconds_per_step:.0f} ms a step "
+            f"({1000 * row.cpu_seconds_per_step:.0f} of processors), {memory}, "
             f"CD-L1 {row.chamfer_l1:.5f} (floor {row.chamfer_l1_floor:.5f}), "
-            f"sharp-normal error {row.sharp_normal_error:.5f}, {row.open_edges} open edges",
+            f"sharp-normal error {row.sharp_normal_error:.5f}, {_holes(row)}",
             soft_wrap=True,
         )
         rows.append(row)
@@ -82,6 +107,14 @@ def _tables(mesh: Mesh, config: fit.FitConfig, path: Path) -> None:
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
     out.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _holes(row: fit.Row) -> str:
+    if row.holes is None:
+        return f"{row.open_edges} open edges"
+    return f"{row.holes} holes" + (
+        "" if row.holes_of_mesh is None else f" (the mesh has {row.holes_of_mesh})"
+    )
 
 
 def configuration(options: argparse.Namespace) -> fit.FitConfig:

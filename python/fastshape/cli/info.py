@@ -16,9 +16,10 @@ from fastshape import _C, __version__, models
 from fastshape.cli.models import default_model, load_model, num_parameters
 from fastshape.geometry import load, shapes
 from fastshape.geometry.formats import READERS
-from fastshape.models import FieldAutoencoder
+from fastshape.models import Autoencoder, SparseStructureVAE
 from fastshape.pipelines import load_latents, preparation_of
 from fastshape.pipelines.latents import SUFFIX
+from fastshape.pipelines.structure import structure_preparation
 from fastshape.train import recipes
 
 _EXTRAS = {
@@ -90,11 +91,16 @@ def facts() -> dict[str, str]:
     }
 
 
-def model_facts(model: FieldAutoencoder) -> dict[str, str]:
+def model_facts(model: Autoencoder) -> dict[str, str]:
     """Trained weights: what they are, and what a user must know of them."""
-    metadata, spec = model.metadata, preparation_of(model)
-    clouds = " and ".join(_CLOUDS[name].format(f"{model.config.num_inputs:,}") for name in model.inputs)
-    normals = ", with normals" if model.input_channels > 3 else ""
+    metadata = model.metadata
+    if isinstance(model, SparseStructureVAE):
+        spec, size = structure_preparation(model), model.config.resolution
+        inputs = f"the voxels that the surface touches, {size} along an axis"
+    else:
+        spec = preparation_of(model)
+        inputs = " and ".join(_CLOUDS[name].format(f"{model.config.num_inputs:,}") for name in model.inputs)
+        inputs += ", with normals" if model.input_channels > 3 else ""
     frame = _FRAMES[spec.normalization].format(f"{spec.extent:g}")
     return {
         "model": f"{model.title} ({type(model).__name__})",
@@ -103,7 +109,7 @@ def model_facts(model: FieldAutoencoder) -> dict[str, str]:
         "weights": model.fingerprint(),
         "license": metadata.license or "not stated",
         "source": metadata.source or "not stated",
-        "inputs": f"{clouds}{normals}; {frame}",
+        "inputs": f"{inputs}; {frame}",
         "configuration": _pairs(model.config.to_dict()),
         "preparation": _pairs(metadata.preparation) if metadata.preparation else "not stated",
     }

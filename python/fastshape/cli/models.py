@@ -10,7 +10,14 @@ import torch
 from rich.console import Console
 
 from fastshape import models
-from fastshape.models import FieldAutoencoder, PreparationWarning
+from fastshape.models import (
+    Autoencoder,
+    CheckpointError,
+    FieldAutoencoder,
+    PreparationWarning,
+    PretrainedModel,
+    SparseStructureVAE,
+)
 
 PREFERRED = ("dora-tiny", "vecset-tiny")  # where no --model is given, and they are shipped
 
@@ -21,20 +28,23 @@ def default_model() -> str | None:
     return next((name for name in (*PREFERRED, *names) if name in names), None)
 
 
-def load_model(name: str) -> FieldAutoencoder:
+def load_model(name: str) -> Autoencoder:
     """Weights by a shipped name, a folder or a hub id, on the GPU if torch has one.
 
     Raises:
-        CheckpointError: nothing of that name, or not to be loaded.
+        CheckpointError: nothing of that name, not to be loaded, or a model that no command takes.
     """
-    return models.load(name, device="cuda" if torch.cuda.is_available() else "cpu")
+    model = models.load(name, device="cuda" if torch.cuda.is_available() else "cpu")
+    if not isinstance(model, FieldAutoencoder | SparseStructureVAE):
+        raise CheckpointError(f"{name} is a {type(model).__name__}, which the commands do not take yet")
+    return model
 
 
-def num_parameters(model: FieldAutoencoder) -> int:
+def num_parameters(model: PretrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def about(model: FieldAutoencoder) -> dict[str, str]:
+def about(model: PretrainedModel) -> dict[str, str]:
     """What a reader of results must know of the weights, by name."""
     text = f"{model.title}: {type(model).__name__}, {num_parameters(model):,} parameters"
     facts = {"model": f"{text}, weights {model.fingerprint()}"}

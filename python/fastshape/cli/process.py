@@ -16,7 +16,7 @@ from rich.table import Table
 from fastshape.cli.app import CommandError, again
 from fastshape.cli.models import about, default_model, load_model, preparation_notes
 from fastshape.geometry.optional import require
-from fastshape.models import FieldAutoencoder
+from fastshape.models import Autoencoder, PretrainedModel
 from fastshape.pipelines import Job, ReconstructSettings, reconstruct_file, reconstruct_files, token_counts
 from fastshape.pipelines.reconstruct_files import ModelFor, Record
 from fastshape.pipelines.reconstruct_page import HEADER, LEGEND, cells, mean_cells, write_page
@@ -45,6 +45,7 @@ def process(jobs: Sequence[Job], options: argparse.Namespace, *, folder: Path | 
     model, facts = _choose(options, jobs, folder, run_dir, console)
     settings = ReconstructSettings(
         resolution=options.resolution,
+        surface=options.surface,
         num_tokens=options.tokens,
         sample_posterior=options.sample,
         seed=options.seed,
@@ -69,7 +70,7 @@ def process(jobs: Sequence[Job], options: argparse.Namespace, *, folder: Path | 
         facts |= {"settings": _settings_line(settings), "command": again(options)}
         write_page(records, folder / PAGE, facts, title=f"fastshape {options.command}: {folder.name}")
         console.print(f"wrote {folder / PAGE} and the meshes beside it", soft_wrap=True, markup=False)
-    if not isinstance(model, FieldAutoencoder):
+    if not isinstance(model, PretrainedModel):
         model.clean()
     return 1 if any(record["status"] != "ok" for record in records) else 0
 
@@ -114,10 +115,8 @@ def _choose(
     return model, about(model)
 
 
-def _one(
-    job: Job, model: FieldAutoencoder | ModelFor, settings: ReconstructSettings, console: Console
-) -> Record:
-    if isinstance(model, FieldAutoencoder):  # training has a bar of its own
+def _one(job: Job, model: Autoencoder | ModelFor, settings: ReconstructSettings, console: Console) -> Record:
+    if isinstance(model, PretrainedModel):  # training has a bar of its own
         with console.status(f"{job.name}: reconstructing"):
             record = reconstruct_file(job, model, settings)
     else:
@@ -128,7 +127,7 @@ def _one(
 
 def _many(
     jobs: Sequence[Job],
-    model: FieldAutoencoder | ModelFor,
+    model: Autoencoder | ModelFor,
     folder: Path,
     settings: ReconstructSettings,
     facts: dict[str, str],
@@ -136,7 +135,7 @@ def _many(
     console: Console,
 ) -> list[Record]:
     ensure_directory(folder)
-    bar = progress_bar(console, disable=not isinstance(model, FieldAutoencoder))
+    bar = progress_bar(console, disable=not isinstance(model, PretrainedModel))
     with bar:
         task = bar.add_task("reconstructing", total=len(jobs))
 
@@ -187,7 +186,8 @@ def _settings_line(settings: ReconstructSettings) -> str:
     tokens = "the model's own number of" if settings.num_tokens is None else f"{settings.num_tokens}"
     latents = "a draw from" if settings.sample_posterior else "the mode of"
     return (
-        f"{tokens} tokens, {latents} the posterior; a lattice of {settings.resolution} points along an axis; "
+        f"{tokens} tokens, {latents} the posterior; a lattice of {settings.resolution} points along an axis, "
+        f"{settings.surface.replace('_', ' ')}; "
         f"{settings.num_samples:,} points per surface in the comparison; seed {settings.seed}"
     )
 
@@ -210,6 +210,11 @@ def print_table(records: Sequence[Record], console: Console) -> None:
     needed = Measurement.get(console, console.options.update(width=1000), table).maximum
     console.width = max(needed, console.width)
     console.print(table, markup=False)
+    overlaps = [record["voxel_iou"] for record in done if "voxel_iou" in record]
+    if overlaps:
+        mean = sum(overlaps) / len(overlaps)
+        worst = f", the least {min(overlaps):.4f}" if len(overlaps) > 1 else ""
+        console.print(f"voxel IoU {mean:.4f}{worst}: of the voxels that the surface touches", markup=False)
     failed = [record for record in records if record["status"] != "ok"]
     if failed:
         console.print(f"{len(failed)} of {len(records)} failed:", markup=False)

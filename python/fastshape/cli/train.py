@@ -8,7 +8,9 @@ import importlib.util
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -33,8 +35,8 @@ def run(options: argparse.Namespace) -> None:
     try:
         model = train.fit(
             config,
-            train.ShapeDataset(options.data, cache=options.cache),
-            validation=_validation(options.validation),
+            _data(config, options.data, options.cache),
+            validation=[] if options.validation is None else list(_data(config, options.validation)),
             initial=None if options.initial is None else models.load(options.initial),
             output_dir=options.output,
             resume=not options.restart,
@@ -50,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         _report(model, Path(options.output), Console(highlight=False))
 
 
-def configuration(options: argparse.Namespace) -> train.TrainConfig:
+def configuration(options: argparse.Namespace) -> train.RunConfig:
     """The recipe, or a configuration in a JSON file, with what the command line sets.
 
     Raises:
@@ -58,7 +60,7 @@ def configuration(options: argparse.Namespace) -> train.TrainConfig:
     """
     try:
         if options.recipe.endswith(".json"):
-            config = train.TrainConfig.from_dict(json.loads(Path(options.recipe).read_text(encoding="utf-8")))
+            config = train.config_from_dict(json.loads(Path(options.recipe).read_text(encoding="utf-8")))
         else:
             config = train.recipes.get(options.recipe)
         config = config.override(options.set)
@@ -70,8 +72,9 @@ def configuration(options: argparse.Namespace) -> train.TrainConfig:
     return config
 
 
-def _validation(path: str | None) -> list[train.ShapeSamples]:
-    return [] if path is None else list(train.ShapeDataset(path))
+def _data(config: train.RunConfig, path: str, cache: int = 0) -> Sequence[Any]:
+    kind = train.VoxelDataset if isinstance(config, train.StructureTrainConfig) else train.ShapeDataset
+    return kind(path, cache=cache)
 
 
 def _tensorboard(options: argparse.Namespace) -> bool:
@@ -90,7 +93,7 @@ def _lines(console: Console, steps: int):  # type: ignore[no-untyped-def]
     return on_step
 
 
-def _report(model: models.FieldAutoencoder, output: Path, console: Console) -> None:
+def _report(model: models.PretrainedModel, output: Path, console: Console) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     table.add_row("model", f"{type(model).__name__}, {parameters:,} parameters")

@@ -10,14 +10,26 @@ cubes of that resolution make of the mesh.
 """
 
 from fastshape.fit.field import Surface, SurfaceField, voxels_near
-from fastshape.fit.loop import Fit, FitConfig, Step, dual_marching_cubes_mesh, fit_mesh, start
-from fastshape.fit.tables import Row, tables
+from fastshape.fit.loop import (
+    Fit,
+    FitConfig,
+    FitInterrupted,
+    FitWarning,
+    Step,
+    dual_marching_cubes_mesh,
+    fit_mesh,
+    start,
+)
+from fastshape.fit.tables import TABLES, Row, tables
 from fastshape.fit.views import Camera, camera_at, random_camera
 
 __all__ = [
+    "TABLES",
     "Camera",
     "Fit",
     "FitConfig",
+    "FitInterrupted",
+    "FitWarning",
     "Row",
     "Step",
     "Surface",

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 NEAR, FAR = 0.05, 10.0
+FIELD_OF_VIEW = 40.0  # degrees: it shows all of the cube
 
 
 class Camera(NamedTuple):
@@ -23,9 +24,10 @@ class Camera(NamedTuple):
 
     def rays(self, size: int) -> Tensor:
         """Directions (size, size, 3) from the eye through the pixels' centers, of any length."""
-        place = (torch.arange(size, device=self.eye.device) + 0.5) * (2 / size) - 1
-        y, x = torch.meshgrid(-place, place, indexing="ij")
-        ends = torch.stack([x, y, torch.zeros_like(x), torch.ones_like(x)], -1) @ self.matrix.inverse().T
+        place = ((torch.arange(size, device=self.eye.device) + 0.5) * (2 / size) - 1)[:, None]
+        inverse = self.matrix.inverse()
+        # Of (x, y, 0, 1) in clip coordinates.
+        ends = (inverse[:, 3] - place * inverse[:, 1])[:, None] + place * inverse[:, 0]
         return ends[..., :3] / ends[..., 3:] - self.eye
 
 
@@ -47,11 +49,13 @@ def camera_at(eye: Tensor, target: Tensor, field_of_view: float) -> Camera:
     return Camera(eye, lens @ world)
 
 
-def random_camera(
-    generator: Generator, *, distance: tuple[float, float] = (1.8, 2.4), field_of_view: float = 40.0
-) -> Camera:
-    """A camera anywhere on a shell around the cube, looking at its middle."""
-    outward = normalize(torch.randn(3, generator=generator), dim=0)
+def random_eyes(number: int, generator: Generator, *, distance: tuple[float, float] = (1.8, 2.4)) -> Tensor:
+    """Places (number, 3) anywhere in a shell around the cube."""
+    outward = normalize(torch.randn(number, 3, generator=generator), dim=1)
     low, high = distance
-    radius = low + (high - low) * float(torch.rand((), generator=generator))
-    return camera_at(radius * outward, torch.zeros(3), field_of_view)
+    return outward * (low + (high - low) * torch.rand(number, 1, generator=generator))
+
+
+def random_camera(generator: Generator, *, field_of_view: float = FIELD_OF_VIEW) -> Camera:
+    """A camera at one of :func:`random_eyes` that looks at the middle of the cube."""
+    return camera_at(random_eyes(1, generator)[0], torch.zeros(3), field_of_view)

@@ -5,6 +5,7 @@ from fastshape.geometry.contact_sheet import contact_sheet as contact_sheet
 from fastshape.geometry.distance import DistanceField as DistanceField
 from fastshape.geometry.distance import signed_distance as signed_distance
 from fastshape.geometry.extract import NoSurfaceError as NoSurfaceError
+from fastshape.geometry.extract import SurfaceKind as SurfaceKind
 from fastshape.geometry.extract import extract as extract
 from fastshape.geometry.extract import extract_surface as extract_surface
 from fastshape.geometry.extract import grid_points as grid_points

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fastshape import ops
 from fastshape.geometry.orientation import closing_faces, oriented_faces
+from fastshape.geometry.pseudonormals import behind, pseudonormals
 
-Sign = Literal["auto", "winding", "parity"]
+Sign = Literal["auto", "winding", "parity", "front"]
+SIGNS: tuple[Sign, ...] = ("auto", "winding", "parity", "front")
 
 _RAYS = 3
 _CAP_SHARE = 64  # a mesh is left as it is whose holes take more than one face in 64 to close
@@ -30,7 +32,7 @@ class DistanceField:
 
     Args:
         mesh: anything with ``vertices`` (V, 3) and ``faces`` (F, 3).
-        sign: "auto", "winding" or "parity".
+        sign: "auto", "winding", "parity" or "front".
         dtype: of the points to come; None: that of the vertices.
         device: of the points to come; None: that of the vertices.
 
@@ -46,8 +48,8 @@ class DistanceField:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if sign not in ("auto", "winding", "parity"):
-            raise ValueError(f'`sign` must be "auto", "winding" or "parity", got {sign!r}')
+        if sign not in SIGNS:
+            raise ValueError(f'`sign` must be "auto", "winding", "parity" or "front", got {sign!r}')
         vertices, faces = mesh.vertices, mesh.faces
         if not len(faces):
             raise ValueError("the distance to a mesh without faces is not defined")
@@ -72,6 +74,10 @@ class DistanceField:
             return self.bvh, None
         return ops.build_bvh(vertices, torch.cat([self._faces, caps])), ops.build_bvh(vertices, caps)
 
+    @cached_property
+    def _normals(self) -> Tensor:
+        return pseudonormals(self._vertices.detach(), self._faces).to(self._vertices.dtype)
+
     def winding(self, points: Tensor) -> Tensor:
         """How often the mesh winds about each point, (Q,): a whole number where it has no holes."""
         if self._caps is None:
@@ -87,6 +93,8 @@ class DistanceField:
     def inside(self, points: Tensor) -> Tensor:
         """Whether each point lies inside by the field's rule, (Q,) bool; False for points that are not
         finite."""
+        if self.sign == "front":
+            return behind(points, ops.closest_point(points, self.bvh), self._normals)
         if self.sign == "parity":
             return ops.ray_parity(points, self.bvh, num_rays=_RAYS) * 2 > _RAYS
         return self._inside(self.winding(points))
@@ -96,8 +104,12 @@ class DistanceField:
 
     def __call__(self, points: Tensor) -> Tensor:
         """Signed distance, (Q,), negative inside."""
-        distance = self.unsigned(points)
-        return torch.where(self.inside(points), -distance, distance)
+        closest = ops.closest_point(points, self.bvh)
+        if self.sign == "front":
+            inside = behind(points, closest, self._normals)
+        else:
+            inside = self.inside(points)
+        return torch.where(inside, -closest.distance, closest.distance)
 
     def doubt(self, points: Tensor) -> Tensor:
         """Whether each point's sign is in doubt, (Q,) bool: winding and parity differ, or the winding
@@ -131,6 +143,9 @@ def signed_distance(
     - "winding": the winding number of the faces as they are exceeds 0.5 in absolute value.
     - "parity": two of three rays meet the mesh an odd number of times. Blind to how the faces are turned, but
       overlapping parts carve each other and rays escape through holes.
+    - "front": the closest point of the mesh is seen from behind (see
+      :mod:`fastshape.geometry.pseudonormals`). The rule for open surfaces, which have two sides and no
+      inside; it takes the faces as they are.
 
     Args:
         mesh: anything with ``vertices`` (V, 3) and ``faces`` (F, 3), :class:`Mesh` say; moved to the

@@ -18,6 +18,12 @@ from fastshape.geometry.mesh import Mesh
 
 Inside = Literal["negative", "positive"]
 Method = Literal["dense", "coarse_to_fine"]
+SurfaceKind = Literal["marching_cubes", "dual_marching_cubes"]
+SURFACES: tuple[SurfaceKind, ...] = ("marching_cubes", "dual_marching_cubes")
+
+# The value beyond a closed border for dual marching cubes, whose vertices depend on it in their last bits: so
+# it is not taken from the values' range, which differs with the points that are asked.
+_BEYOND = 1e30
 
 
 class NoSurfaceError(ValueError):
@@ -47,8 +53,9 @@ def extract_surface(
     inside: Inside = "negative",
     bounds: float = 1.0,
     closed: bool = False,
+    surface: SurfaceKind = "marching_cubes",
 ) -> Mesh:
-    """Extract the surface where a sampled field crosses a level, by `ops.marching_cubes`.
+    """Extract the surface where a sampled field crosses a level.
 
     The sample `values[i, j, k]` belongs to the point `(x_i, y_j, z_k)` of `linspace(-bounds, bounds, R)^3`,
     so a vertex at grid position v lies at `(v / (R - 1) * 2 - 1) * bounds`. Faces look away from the inside:
@@ -62,6 +69,10 @@ def extract_surface(
         bounds: half side of the cube.
         closed: everything beyond the cube counts as outside: a solid that reaches its border gets a face
             there. False leaves it open.
+        surface: "marching_cubes", vertices on the lattice's edges, triangles in its cells; or
+            "dual_marching_cubes", a vertex or a few in each cell and a quad, as two triangles, around each
+            edge: as many triangles, better shaped. It ends half a cell before the border where it is left
+            open.
 
     Returns:
         Mesh with float32 vertices.
@@ -70,11 +81,12 @@ def extract_surface(
         NoSurfaceError: no sample on one side of the level; gives the range of the field and what to try.
         ValueError: wrong shape or values that are not finite.
 
-    Two inside samples of an ambiguous cell face are never joined across it. Where a sample equals the level,
-    triangles without area are possible.
+    Two inside samples of an ambiguous cell face are never joined across it by marching cubes. Where a sample
+    equals the level, triangles without area are possible.
 
-    Reference: Lorensen and Cline 1987; see `ops.marching_cubes`.
+    Reference: see `ops.marching_cubes` and `ops.dual_marching_cubes`.
     """
+    _check_surface(surface)
     if inside not in ("negative", "positive"):
         raise ValueError(f"`inside` must be 'negative' or 'positive', got {inside!r}")
     if values.dim() != 3 or len(set(values.shape)) != 1 or values.shape[0] < 2:
@@ -92,13 +104,40 @@ def extract_surface(
     sign = 1 if inside == "negative" else -1
     if closed:
         # Far beyond the level, so that the face lies on the border to within a thousandth of a cell.
-        padded = field.new_full((resolution + 2,) * 3, sign * level + 1e3 * (high - low))
+        beyond = sign * level + 1e3 * (high - low) if surface == "marching_cubes" else _BEYOND
+        padded = field.new_full((resolution + 2,) * 3, beyond)
         torch.mul(field, sign, out=padded[1:-1, 1:-1, 1:-1])
         field = padded
     else:
         field = field.contiguous() if sign == 1 else -field.contiguous()
-    vertices, faces = ops.marching_cubes(field, level=sign * level)
+    if surface == "marching_cubes":
+        vertices, faces = ops.marching_cubes(field, level=sign * level)
+    else:
+        vertices, faces = _used(*ops.dual_marching_cubes(field, level=sign * level))
     return _lattice_mesh(vertices, faces, resolution, bounds, closed)
+
+
+def _dual_surface(search: SurfaceSearch) -> tuple[Tensor, Tensor]:
+    """Dual marching cubes of the cells that a search found, in units of its lattice."""
+    cells, corners = search.cells()
+    points = ops.voxel_corners(cells, resolution=search.size - 1)
+    values = corners.new_empty(len(points.coords))
+    values[points.cubes.flatten()] = corners.flatten()  # cells agree on the points that they share
+    if search.closed:
+        values[((points.coords == 0) | (points.coords == search.size - 1)).any(1)] = _BEYOND
+    positions = points.coords.to(corners.dtype)
+    return _used(
+        *ops.dual_marching_cubes(values, cubes=points.cubes, positions=positions, level=search.threshold)
+    )
+
+
+def _used(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Without vertices of no face: those of cells at the border, whose quads would reach beyond it."""
+    used = torch.zeros(len(vertices), dtype=torch.bool, device=vertices.device)
+    used[faces.flatten()] = True
+    if bool(used.all()):
+        return vertices, faces
+    return vertices[used], (used.cumsum(0) - 1)[faces]
 
 
 def _require_surface(low: float, high: float, level: float, resolution: int, asked: str = "") -> None:
@@ -130,6 +169,7 @@ def extract(
     bounds: float = ...,
     closed: bool = ...,
     method: Method = ...,
+    surface: SurfaceKind = ...,
     stride: int | None = ...,
     verify: int = ...,
     seed: int = ...,
@@ -150,6 +190,7 @@ def extract(
     bounds: float = ...,
     closed: bool = ...,
     method: Method = ...,
+    surface: SurfaceKind = ...,
     stride: int | None = ...,
     verify: int = ...,
     seed: int = ...,
@@ -170,6 +211,7 @@ def extract(
     bounds: float = 1.0,
     closed: bool = False,
     method: Method = "dense",
+    surface: SurfaceKind = "marching_cubes",
     stride: int | None = None,
     verify: int = 0,
     seed: int = 0,
@@ -214,6 +256,7 @@ def extract(
             wrong shape; or a wrong argument, which the message names.
     """
     _check(resolution, inside, method, stride, verify, chunk)
+    _check_surface(surface)
     start = time.perf_counter()
     level = float(torch.tensor(level, dtype=torch.float32))
     sampler = Sampler(field, torch.linspace(-bounds, bounds, resolution).to(device), chunk, progress)
@@ -228,13 +271,18 @@ def extract(
         )
     if strides == (1,) or outcome.fell_back:
         values = _ask_all(sampler, resolution)
-        mesh = extract_surface(values, level=level, inside=inside, bounds=bounds, closed=closed)
+        mesh = extract_surface(
+            values, level=level, inside=inside, bounds=bounds, closed=closed, surface=surface
+        )
         outcome = dataclasses.replace(outcome, bound=0.0)
     else:
         asked = f" at the {sampler.count} points that were asked; method='dense' asks all"
         _require_surface(sampler.low, sampler.high, level, resolution, asked)
-        cells, corners = search.cells()
-        vertices, faces = ops.marching_cubes_sparse(corners, cells, level=search.threshold)
+        if surface == "marching_cubes":
+            cells, corners = search.cells()
+            vertices, faces = ops.marching_cubes_sparse(corners, cells, level=search.threshold)
+        else:
+            vertices, faces = _dual_surface(search)
         mesh = _lattice_mesh(vertices, faces, resolution, bounds, closed)
     if sampler.done < 1:
         sampler.advance(1.0)
@@ -263,6 +311,11 @@ def _ask_all(sampler: Sampler, resolution: int) -> Tensor:
         )
         sampler.advance(end / total)
     return values.view(resolution, resolution, resolution)
+
+
+def _check_surface(surface: str) -> None:
+    if surface not in SURFACES:
+        raise ValueError(f"`surface` must be 'marching_cubes' or 'dual_marching_cubes', got {surface!r}")
 
 
 def _check(resolution: int, inside: str, method: str, stride: int | None, verify: int, chunk: int) -> None:

@@ -26,6 +26,9 @@ from fastshape.geometry.watertight import MOST_DOUBT, watertight
 PREPARE_VERSION = 1  # of what the fields mean: another number, other bytes
 
 _DOUBT_POINTS = 8192
+_MOST_VOXELS = 2048
+
+STRUCTURE = "structure"  # the preset without queries
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class PrepareSpec:
         dtype: "float32" or "float16", of all stored numbers. Queries are rounded first and labeled where they
             then are.
         sign: the rule for inside and outside, see `signed_distance`.
+        voxels: resolution of a grid over the cube of half side `extent`; the voxels that the mesh touches, as
+            it is and never made watertight, are stored. 0 for none.
         seed: of every draw.
         per_mesh: the draws follow from the seed and the mesh, so that no two meshes share their volume
             points; False: from the seed alone.
@@ -82,6 +87,7 @@ class PrepareSpec:
     labels: str = "sdf"
     dtype: str = "float32"
     sign: str = "auto"
+    voxels: int = 0
     seed: int = 0
     per_mesh: bool = True
 
@@ -94,7 +100,9 @@ class PrepareSpec:
         for name in _COUNTS:
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
-        if not any(getattr(self, name) for name in _COUNTS):
+        if not 0 <= self.voxels <= _MOST_VOXELS:
+            raise ValueError(f"`voxels` must lie in 0..{_MOST_VOXELS}, got {self.voxels}")
+        if not self.voxels and not any(getattr(self, name) for name in _COUNTS):
             raise ValueError("a specification without any points prepares nothing")
         for name in ("extent", "volume_bound", "truncation"):
             value = getattr(self, name)
@@ -131,6 +139,7 @@ class PrepareSpec:
         values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
+            if name != "voxels" or value  # what is older than this field has the same hash as ever
         }
         return {"version": PREPARE_VERSION, **values}
 
@@ -169,19 +178,24 @@ class PrepareSpec:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> PrepareSpec:
-        """The specification of a paper's data: "dora", "vecset", "lagem", "vat" or "hunyuan".
+        """The specification of a paper's data: "dora", "vecset", "lagem", "vat", "hunyuan" or "structure".
 
-        Labels are signed distances where the paper trains on a function of them, else occupancy.
+        Labels are signed distances where the paper trains on a function of them, else occupancy. "structure"
+        is of TRELLIS' structure autoencoder: 64 voxels along an axis and no points.
 
         Raises:
             ValueError: another name, or a bad or unknown field.
             TypeError: a field of the wrong type.
         """
+        _check_names(overrides)
+        if name == STRUCTURE:
+            counts = dict.fromkeys(_COUNTS, 0)
+            return cls(**{**counts, "voxels": 64, "watertight": "none", **overrides, "name": name})
         try:
             rules = query_preset(name)
         except ValueError:
-            raise ValueError(f"there is no preset {name!r}; there are {', '.join(QUERY_PRESETS)}") from None
-        _check_names(overrides)
+            there = ", ".join((*QUERY_PRESETS, STRUCTURE))
+            raise ValueError(f"there is no preset {name!r}; there are {there}") from None
         fields = {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}
         fields = {name: value for name, value in fields.items() if name in _TYPES}
         if rules.epsilon == 2 / PrepareSpec.resolution:
@@ -250,7 +264,8 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
     Returns:
         CPU tensors by name: `surface_points` and `surface_normals` (N, 3); `sharp_points` and `sharp_normals`
         (N, 3); `volume_points` (N, 3) with `volume_sdf` (N,), or `volume_occupancy` (N,) bool; `near_points`
-        and `sharp_near_points` in the same way. What a specification does not ask for is not there.
+        and `sharp_near_points` in the same way; `voxels` (N, 3) int16, x, y, z in lexicographic order. What a
+        specification does not ask for is not there.
         `metadata` says how the mesh was moved ("center", "scale": the points are (x - center) * scale), which
         share of 8192 places has a doubtful sign ("doubt", see `signed_distance`; of the mesh that is sampled,
         and "input_doubt" of the one that came, where that was asked), how many edges are sharp
@@ -264,6 +279,10 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
     spec = PrepareSpec.preset("vecset") if spec is None else spec
     normalized, normalization = normalize(mesh, extent=spec.extent, fit=spec.normalization)  # type: ignore[call-overload]
     draws = _Draws(spec.seed, mesh if spec.per_mesh else None)
+    voxels = torch.zeros(0, 3, dtype=torch.int16)
+    if spec.voxels:
+        box = (-spec.extent, spec.extent)
+        voxels = ops.voxelize_mesh(normalized.vertices, normalized.faces, spec.voxels, box).short()
     sharp = sample_sharp_edges(
         normalized,
         max(spec.num_sharp, -(-spec.num_sharp_near // max(len(spec.sharp_sigmas), 1))),
@@ -297,6 +316,8 @@ def prepare(mesh: Mesh, spec: PrepareSpec | None = None) -> Prepared:
             sharp = sharp._replace(points=ops.closest_point(sharp.points, field.bvh).point)
     dtype = getattr(torch, spec.dtype)
     tensors: dict[str, Tensor] = {}
+    if spec.voxels:
+        tensors["voxels"] = voxels
     if spec.num_surface:
         surface = sample_surface(normalized, spec.num_surface, draws("surface"), oversample=spec.oversample)
         tensors["surface_points"] = surface.points.to(dtype)

@@ -20,3 +20,5 @@ from fastshape.losses.surfaces import deviation_loss as deviation_loss
 from fastshape.losses.surfaces import sign_change_loss as sign_change_loss
 from fastshape.losses.surfaces import total_variation_loss as total_variation_loss
 from fastshape.losses.surfaces import weight_loss as weight_loss
+from fastshape.losses.volumes import dice_loss as dice_loss
+from fastshape.losses.volumes import structure_loss as structure_loss

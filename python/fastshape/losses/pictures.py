@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from fastshape.losses.checks import require_one_shape
 
 _SSIM_WINDOW = 11
+_SSIM_BLOCK = 32  # rows; a few times the window
 
 
 def depth_loss(depth: Tensor, target: Tensor, mask: Tensor, *, beta: float | None = None) -> Tensor:
@@ -111,28 +112,94 @@ def ssim(
             f"`image` must have shape (B, C, H, W), H and W at least {_SSIM_WINDOW} for border='valid', "
             f"got {tuple(image.shape)}"
         )
-    products = torch.stack([image, target, image * image, target * target, image * target])
-    # Two products with banded matrices: torch's convolutions of one channel take many times as long on a CPU.
-    down, across = (_averaging(size, border == "zeros", image) for size in image.shape[2:])
-    flat = down @ products @ across.T
-    mean, mean_target, square, square_target, product = flat.flatten(2)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    variance, variance_target = square - mean * mean, square_target - mean_target * mean_target
-    covariance = product - mean * mean_target
-    top = (2 * mean * mean_target + c1) * (2 * covariance + c2)
-    bottom = (mean * mean + mean_target * mean_target + c1) * (variance + variance_target + c2)
-    return (top / bottom).mean(1)
+    similarity: Tensor = _Ssim.apply(image.flatten(0, 1), target.flatten(0, 1), data_range, border)
+    return similarity.view(image.shape[:2]).mean(1)
 
 
-def _averaging(size: int, padded: bool, like: Tensor) -> Tensor:
-    """(windows, size): a row is the window about a pixel, over zeros beside the picture if padded."""
-    reach = _SSIM_WINDOW // 2
-    place = torch.arange(size, dtype=like.dtype, device=like.device)
-    offset = place - place[:, None]
-    weights = torch.exp(-offset.square() / (2 * 1.5**2)) * (offset.abs() <= reach)
-    total = sum(math.exp(-(step**2) / (2 * 1.5**2)) for step in range(-reach, reach + 1))
-    weights = weights / total
-    return weights if padded else weights[reach : size - reach]
+class _Ssim(torch.autograd.Function):
+    """Of pictures (N, H, W), (N,). Backward keeps a weight of each mean in each window, nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, target: Tensor, data_range: float, border: str) -> Tensor:
+        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+        pad = _SSIM_WINDOW // 2 if border == "zeros" else 0
+        mean, other, square, product = (
+            _gaussian_means(picture, pad)
+            for picture in (image, target, image * image + target * target, image * target)
+        )
+        # (2 m o + c1) (2 (p - m o) + c2) / ((m^2 + o^2 + c1) (s - m^2 - o^2 + c2))
+        both, lengths = mean * other, (mean * mean).addcmul_(other, other)
+        tops = (2 * both).add_(c1), product.sub_(both).mul_(2).add_(c2)
+        bottoms = lengths + c1, square.sub_(lengths).add_(c2)
+        below = (bottoms[0] * bottoms[1]).reciprocal_()
+        similarity = (tops[0] * tops[1]).mul_(below)
+        # Its derivatives, of a window: with respect to p and s, to m o, and twice that to m^2 + o^2.
+        of_product = tops[0].mul_(below).mul_(2)
+        of_square = (similarity / bottoms[1]).neg_()
+        of_both = tops[1].mul_(below).sub_(of_product, alpha=0.5).mul_(2)
+        of_lengths = bottoms[0].reciprocal_().mul_(similarity).add_(of_square).mul_(-2)
+        ctx.pad, ctx.number = pad, similarity[0].numel()
+        of_means = [
+            (of_both * theirs).addcmul_(of_lengths, own) if needed else None
+            for needed, own, theirs in zip(
+                ctx.needs_input_grad[:2], (mean, other), (other, mean), strict=True
+            )
+        ]
+        ctx.save_for_backward(image, target, of_square, of_product, *of_means)
+        return similarity.mean((1, 2))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        image, target, *windows = ctx.saved_tensors
+        grad = (grad / ctx.number)[:, None, None]
+        # The window is symmetric: what flows back through the means is a mean over a wider border.
+        pad = _SSIM_WINDOW - 1 - ctx.pad
+        square, product = (_gaussian_means(of, pad) for of in windows[:2])
+        grads: list[Tensor | None] = []
+        for of, own, theirs in zip(windows[2:], (image, target), (target, image), strict=True):
+            if of is None:
+                grads.append(None)
+                continue
+            sums = _gaussian_means(of, pad).addcmul_(square, own, value=2).addcmul_(product, theirs)
+            grads.append(sums.mul_(grad))
+        return *grads, None, None
+
+
+def _gaussian_means(images: Tensor, pad: int) -> Tensor:
+    """Along both axes, as products of blocks of rows and of columns with a small banded matrix.
+
+    torch's convolutions of one channel take many times as long on a CPU; the product with a matrix of all
+    rows at once is nearly all zeros.
+    """
+    block, more = _SSIM_BLOCK, _SSIM_WINDOW - 1
+    step = torch.arange(_SSIM_WINDOW, dtype=images.dtype, device=images.device) - more // 2
+    window = torch.exp(-step.square() / (2 * 1.5**2))
+    band = torch.zeros(block + more + 1, block, dtype=images.dtype, device=images.device)
+    band[:_SSIM_WINDOW] = (window / window.sum())[:, None]
+    band = band.T.flatten()[: block * (block + more)].view(block, block + more)  # row i from column i on
+    images = F.pad(images, (0, 0, pad, pad))
+    images = torch.cat(
+        [
+            band[:size, : size + more] @ images[:, begin : begin + size + more]
+            for begin, size in _blocks(images.shape[1] - more)
+        ],
+        1,
+    )
+    images = F.pad(images, (pad, pad))
+    return torch.cat(
+        [
+            images[:, :, begin : begin + size + more] @ band[:size, : size + more].T
+            for begin, size in _blocks(images.shape[2] - more)
+        ],
+        2,
+    )
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    """Where each begins and how long it is."""
+    for begin in range(0, length, _SSIM_BLOCK):
+        yield begin, min(_SSIM_BLOCK, length - begin)
 
 
 def ssim_loss(
@@ -297,9 +364,6 @@ def view_tsdf_loss(
 def warm_up(step: int, steps: int = 12_000) -> float:
     """The weight of a loss that is there for the first `steps` steps only: 1, and 0 from step `steps` on."""
     return 1.0 if step < steps else 0.0
-
-
-_SSIM_WINDOW = 11
 
 
 def _absolute_loss(values: Tensor, target: Tensor, beta: float | None) -> Tensor:

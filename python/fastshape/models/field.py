@@ -12,7 +12,7 @@ from fastshape.models.pretrained import PretrainedModel
 from fastshape.nn import Generators, LevelPosterior, Posterior
 
 if TYPE_CHECKING:
-    from fastshape.geometry import ExtractionReport, Mesh
+    from fastshape.geometry import ExtractionReport, Mesh, SurfaceKind
 
 Features = Tensor | Sequence[Tensor]  # of one level, or of each level of a hierarchy
 Context = tuple[tuple[Tensor, Tensor], ...]  # keys and values of each level, of one shape or of a batch
@@ -135,6 +135,7 @@ class FieldAutoencoder(PretrainedModel):
         resolution: int = ...,
         *,
         method: Literal["coarse_to_fine", "dense"] = ...,
+        surface: SurfaceKind = ...,
         verify: int = ...,
         stride: int | None = ...,
         chunk_size: int = ...,
@@ -149,6 +150,7 @@ class FieldAutoencoder(PretrainedModel):
         resolution: int = ...,
         *,
         method: Literal["coarse_to_fine", "dense"] = ...,
+        surface: SurfaceKind = ...,
         verify: int = ...,
         stride: int | None = ...,
         chunk_size: int = ...,
@@ -163,6 +165,7 @@ class FieldAutoencoder(PretrainedModel):
         resolution: int = 128,
         *,
         method: Literal["coarse_to_fine", "dense"] = "coarse_to_fine",
+        surface: SurfaceKind = "marching_cubes",
         verify: int = 1000,
         stride: int | None = None,
         chunk_size: int = 4096,
@@ -177,6 +180,7 @@ class FieldAutoencoder(PretrainedModel):
             method: "coarse_to_fine" asks the field near the surface only and gives the mesh of "dense", to
                 the last bit, where it finds all of the surface; "dense" asks all resolution^3 points. See
                 `geometry.extract`. Below 95 points an axis both ask all.
+            surface: "marching_cubes" or "dual_marching_cubes"; see `geometry.extract_surface`.
             verify: how many of the cells that "coarse_to_fine" skipped are looked into, at 8 queries each:
                 with n that show nothing, at 95 % confidence a share less than 3 / n of them is missed.
             stride: of the first lattice, 8, 4 or 2; see `geometry.extract`.
@@ -209,6 +213,7 @@ class FieldAutoencoder(PretrainedModel):
             bounds=self.bounds,
             closed=True,
             method=method,
+            surface=surface,
             stride=stride,
             verify=verify,
             chunk=16 * chunk_size,  # the lattice itself is never in memory

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar, overload
 
 import torch
 
@@ -16,15 +17,30 @@ from fastshape.models.pretrained import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     CheckpointError,
+    PretrainedModel,
     locate,
     looks_like_hub_id,
     read_description,
 )
+from fastshape.models.structure import SparseStructureVAE
+from fastshape.models.triposf import TripoSFVAE
 from fastshape.models.vecset import VecSetVAE
+
+ModelT = TypeVar("ModelT", bound=PretrainedModel)
 
 MODELS: Mapping[str, type[FieldAutoencoder]] = MappingProxyType(
     {model.__name__: model for model in (VecSetVAE, DoraVAE, LaGeM)}
 )
+"""The autoencoders of fields."""
+
+Autoencoder = FieldAutoencoder | SparseStructureVAE
+"""What the pipelines take from a mesh to a mesh."""
+
+VOXEL_MODELS: Mapping[str, type[PretrainedModel]] = MappingProxyType(
+    {model.__name__: model for model in (SparseStructureVAE, TripoSFVAE)}
+)
+"""The autoencoders of voxels."""
+
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
 
@@ -39,20 +55,37 @@ def shipped() -> dict[str, Path]:
     }
 
 
+@overload
 def load(
     path: str | os.PathLike[str], *, device: str | torch.device = "cpu", revision: str | None = None
-) -> FieldAutoencoder:
+) -> PretrainedModel: ...
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    kind: type[ModelT],
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> ModelT: ...
+def load(
+    path: str | os.PathLike[str],
+    *,
+    kind: type[PretrainedModel] = PretrainedModel,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> PretrainedModel:
     """Loads trained weights of any model, in evaluation mode; their `config.json` says which model it is.
 
     Args:
         path: the name of shipped weights (see `shipped`), else a folder that `save_pretrained` wrote, else a
             Hugging Face repository ("owner/name") of such files. A folder that has the name of shipped
             weights is "./name".
+        kind: what it must be, e.g. `FieldAutoencoder`.
         device: where the model goes.
         revision: branch, tag or commit of a repository.
 
     Raises:
-        CheckpointError: there is nothing of that name, or what is there cannot be loaded.
+        CheckpointError: there is nothing of that name, what is there cannot be loaded, or is no `kind`.
     """
     name = os.fspath(path)
     folder = shipped().get(name)
@@ -63,9 +96,13 @@ def load(
         )
     place = name if folder is None else folder
     config_path, _ = locate(place, revision)
-    kind = str(read_description(config_path)["model"])
-    if kind not in MODELS:
-        raise CheckpointError(f"{config_path} describes a {kind}; this release has {', '.join(MODELS)}")
-    model = MODELS[kind].from_pretrained(place, device=device, revision=revision)
+    written = str(read_description(config_path)["model"])
+    known = {**MODELS, **VOXEL_MODELS}
+    if written not in known:
+        raise CheckpointError(f"{config_path} describes a {written}; this release has {', '.join(known)}")
+    if not issubclass(known[written], kind):
+        fitting = ", ".join(other for other, model in known.items() if issubclass(model, kind))
+        raise CheckpointError(f"{name} is a {written}, and one of {fitting} is needed here")
+    model = known[written].from_pretrained(place, device=device, revision=revision)
     model.origin = name
     return model

@@ -1,5 +1,12 @@
 """The kernels: tensors in, tensors out. Every operator runs on the CPU and on CUDA with the same results."""
 
+from fastshape.ops.attention import WindowPlan as WindowPlan
+from fastshape.ops.attention import rope_table as rope_table
+from fastshape.ops.attention import sparse_window_attention as sparse_window_attention
+from fastshape.ops.attention import sparse_window_attention_packed as sparse_window_attention_packed
+from fastshape.ops.attention import varlen_attention as varlen_attention
+from fastshape.ops.attention import voxel_order as voxel_order
+from fastshape.ops.attention import window_plan as window_plan
 from fastshape.ops.carving import carve_threshold as carve_threshold
 from fastshape.ops.carving import depth_carve as depth_carve
 from fastshape.ops.carving import dilate as dilate
@@ -11,8 +18,8 @@ from fastshape.ops.corners import VoxelCorners as VoxelCorners
 from fastshape.ops.corners import corner_mean as corner_mean
 from fastshape.ops.corners import corner_neighbors as corner_neighbors
 from fastshape.ops.corners import voxel_corners as voxel_corners
+from fastshape.ops.dual_mesh import dual_marching_cubes as dual_marching_cubes
 from fastshape.ops.dual_surface import DualSurface as DualSurface
-from fastshape.ops.dual_surface import dual_marching_cubes as dual_marching_cubes
 from fastshape.ops.dual_surface import flexicubes as flexicubes
 from fastshape.ops.isosurface import flood_fill as flood_fill
 from fastshape.ops.isosurface import marching_cubes as marching_cubes
@@ -48,6 +55,21 @@ from fastshape.ops.raster import interpolate as interpolate
 from fastshape.ops.raster import rasterize as rasterize
 from fastshape.ops.sampling import farthest_point_sampling as farthest_point_sampling
 from fastshape.ops.sampling import num_samples_from_ratio as num_samples_from_ratio
+from fastshape.ops.segments import Segments as Segments
+from fastshape.ops.segments import gather_segments as gather_segments
+from fastshape.ops.segments import make_segments as make_segments
+from fastshape.ops.segments import segment_reduce as segment_reduce
+from fastshape.ops.sparse import NeighborTable as NeighborTable
+from fastshape.ops.sparse import UniqueVoxels as UniqueVoxels
+from fastshape.ops.sparse import downsample_voxels as downsample_voxels
+from fastshape.ops.sparse import lookup_voxels as lookup_voxels
+from fastshape.ops.sparse import neighbor_table as neighbor_table
+from fastshape.ops.sparse import subdivide_features as subdivide_features
+from fastshape.ops.sparse import subdivide_voxels as subdivide_voxels
+from fastshape.ops.sparse import unique_voxels as unique_voxels
+from fastshape.ops.sparse_conv import sparse_conv3d as sparse_conv3d
 from fastshape.ops.tokens import Tokens as Tokens
 from fastshape.ops.tokens import pack_tokens as pack_tokens
 from fastshape.ops.tokens import unpack_tokens as unpack_tokens
+from fastshape.ops.voxels import voxelize_mesh as voxelize_mesh
+from fastshape.ops.voxels import voxelize_points as voxelize_points

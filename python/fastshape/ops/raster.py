@@ -336,10 +336,10 @@ def edge_twins(faces: Tensor) -> Tensor:
     """For each edge of each face, the same edge in the face on its other side.
 
     Args:
-        faces: (F, 3) int64, vertices below 2^31.
+        faces: (F, 3) int64, vertices below 2^31; or (F, K), polygons of K corners.
 
     Returns:
-        (F, 3) int64: edge k of a face runs from its corner k to the next; ``3 * face + edge`` of its twin,
+        (F, K) int64: edge k of a face runs from its corner k to the next; ``K * face + edge`` of its twin,
         whichever way that runs, and -1 where it has none or more than one.
 
     Raises:
@@ -347,10 +347,10 @@ def edge_twins(faces: Tensor) -> Tensor:
 
     Gradient: none. Device: any, in torch; no sync.
     """
-    if faces.ndim != 2 or faces.shape[1] != 3:
-        raise ValueError(f"`faces` must have shape (F, 3), got {tuple(faces.shape)}")
-    ends = torch.stack([faces, faces.roll(-1, 1)])
-    keys, order = (ends.amin(0) << 31 | ends.amax(0)).reshape(-1).sort(stable=True)
+    if faces.ndim != 2 or faces.shape[1] < 3:
+        raise ValueError(f"`faces` must have shape (F, K), K at least 3, got {tuple(faces.shape)}")
+    ends = faces, faces.roll(-1, 1)
+    keys, order = (torch.minimum(*ends) << 31 | torch.maximum(*ends)).reshape(-1).sort(stable=True)
     same = keys[1:] == keys[:-1]
     alone = torch.ones_like(same[:1])
     # The first of exactly two.
@@ -359,7 +359,7 @@ def edge_twins(faces: Tensor) -> Tensor:
     left, right = order[:-1], order[1:]
     twins = twins.scatter(0, left, torch.where(first, right, -1))
     # Where `first` is false the place keeps what it has.
-    return twins.scatter(0, right, torch.where(first, left, twins[right])).view(-1, 3)
+    return twins.scatter(0, right, torch.where(first, left, twins[right])).view(faces.shape)
 
 
 def _antialias(

@@ -31,3 +31,6 @@ from fastshape.pipelines.reconstruct_files import Job as Job
 from fastshape.pipelines.reconstruct_files import ReconstructSettings as ReconstructSettings
 from fastshape.pipelines.reconstruct_files import reconstruct_file as reconstruct_file
 from fastshape.pipelines.reconstruct_files import reconstruct_files as reconstruct_files
+from fastshape.pipelines.sparse_inputs import SparseInputs as SparseInputs
+from fastshape.pipelines.sparse_inputs import sparse_inputs as sparse_inputs
+from fastshape.pipelines.structure import structure_inputs as structure_inputs

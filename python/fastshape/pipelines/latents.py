@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastshape import __version__
 from fastshape.geometry import Normalization
-from fastshape.models import CheckpointError, FieldAutoencoder
-from fastshape.models.pretrained import atomic_path, read_safetensors, safetensors_bytes
+from fastshape.models import Autoencoder, CheckpointError
+from fastshape.runtime.files import atomic_path, read_safetensors, safetensors_bytes
 
 SUFFIX = ".safetensors"
 _FORMAT = "fastshape latents"
@@ -81,7 +81,7 @@ class Encoded:
             raise ValueError(f"`dtype` {dtype} cannot hold these latents, or they are not finite")
         return replace(self, latents=latents)
 
-    def require(self, model: FieldAutoencoder) -> None:
+    def require(self, model: Autoencoder) -> None:
         """Nothing if this model made the latents.
 
         Raises:

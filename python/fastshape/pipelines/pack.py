@@ -29,8 +29,8 @@ from fastshape.geometry.prepared import (
     PrepareError,
     read_spec,
 )
-from fastshape.models.pretrained import atomic_path, safetensors_bytes
 from fastshape.pipelines.status import merge_index, read_lines
+from fastshape.runtime.files import atomic_path, safetensors_bytes
 
 _BLOCK = 512
 _END = 2 * _BLOCK  # two empty blocks end a tar file

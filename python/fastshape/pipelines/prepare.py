@@ -26,10 +26,10 @@ from typing import Any
 from fastshape.geometry import MeshError, Prepared, PrepareSpec, load
 from fastshape.geometry import prepare as prepare_mesh
 from fastshape.geometry.prepared import FORMAT_VERSION, SPEC_FILE, PrepareError, read_spec
-from fastshape.models.pretrained import atomic_path, safetensors_bytes
 from fastshape.pipelines.inputs import Item, Rank, find_items, source_digest, source_files
 from fastshape.pipelines.status import StatusWriter, merge_index, read_lines, status_files
 from fastshape.pipelines.workers import Result, WorkerPool
+from fastshape.runtime.files import atomic_path, safetensors_bytes
 
 Task = Callable[[Path, PrepareSpec], Prepared]
 

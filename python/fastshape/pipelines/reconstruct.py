@@ -11,10 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastshape.geometry import Evaluation, Mesh, evaluate
-from fastshape.models import FieldAutoencoder
+from fastshape.geometry import Evaluation, Mesh, Normalization, SurfaceKind, evaluate
+from fastshape.models import Autoencoder, SparseStructureVAE
 from fastshape.pipelines.encode_inputs import encoder_inputs
 from fastshape.pipelines.latents import Encoded
+from fastshape.pipelines.structure import (
+    encode_structure,
+    structure_inputs,
+    structure_mesh,
+    structure_tokens,
+    tokens_to_volume,
+    voxel_iou,
+)
 
 OnStage = Callable[[str], None]
 
@@ -28,12 +36,14 @@ class Reconstruction:
         encoded: the tokens it was made from.
         evaluation: the comparison with the input; None where it was not asked for.
         seconds: wall time of each stage: sample, encode, decode, extract, evaluate.
+        voxel_iou: of a structure model, intersection over union of the occupied voxels, its own measure.
     """
 
     mesh: Mesh
     encoded: Encoded
     evaluation: Evaluation | None
     seconds: dict[str, float]
+    voxel_iou: float | None = None
 
     @property
     def latents(self) -> tuple[Tensor, ...]:
@@ -53,9 +63,10 @@ class Reconstruction:
 
 def reconstruct(
     mesh: Mesh,
-    model: FieldAutoencoder,
+    model: Autoencoder,
     *,
     resolution: int = 128,
+    surface: SurfaceKind = "marching_cubes",
     num_points: int | None = None,
     num_tokens: int | Sequence[int] | None = None,
     sample_posterior: bool = False,
@@ -71,7 +82,8 @@ def reconstruct(
     Args:
         mesh: any mesh with a surface; it need not be closed.
         model: a trained autoencoder, in evaluation mode; `models.load` loads one of any family.
-        resolution: points of the extraction lattice along an axis.
+        resolution: points of the extraction lattice along an axis; a structure model has its own voxels.
+        surface: how it is made of them; see `geometry.extract_surface`.
         num_points, num_tokens, sample_posterior: as in `encode_mesh`.
         seed: of every draw.
         metrics: compare the result with the input.
@@ -81,21 +93,32 @@ def reconstruct(
     Raises:
         ValueError: a mesh without surface, or (`NoSurfaceError`) a decoded field without one.
     """
-    encoded, normalized = _encode(mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage)
+    encoded, normalized, voxels = _encode(
+        mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage
+    )
     stages = _Stages(model, on_stage)
-    extracted = _decode(encoded, model, resolution, stages)
+    extracted, logits = _decode(encoded, model, resolution, surface, stages)
     evaluation = None
     if metrics:
         with stages("evaluate"):
             evaluation = evaluate(extracted, normalized, num_samples=num_samples, seed=seed)
+    overlap = None
+    if isinstance(model, SparseStructureVAE):
+        assert voxels is not None
+        assert logits is not None
+        overlap = voxel_iou(logits, voxels, model)
     return Reconstruction(
-        encoded.normalization.undo_mesh(extracted), encoded, evaluation, encoded.seconds | stages.seconds
+        encoded.normalization.undo_mesh(extracted),
+        encoded,
+        evaluation,
+        encoded.seconds | stages.seconds,
+        overlap,
     )
 
 
 def encode_mesh(
     mesh: Mesh,
-    model: FieldAutoencoder,
+    model: Autoencoder,
     *,
     num_points: int | None = None,
     num_tokens: int | Sequence[int] | None = None,
@@ -118,12 +141,16 @@ def encode_mesh(
     Raises:
         ValueError: a mesh without surface, or a number of tokens that the model cannot have.
     """
-    encoded, _ = _encode(mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage, check=True)
-    return encoded
+    return _encode(mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage, check=True)[0]
 
 
 def decode_latents(
-    encoded: Encoded, model: FieldAutoencoder, *, resolution: int = 128, on_stage: OnStage | None = None
+    encoded: Encoded,
+    model: Autoencoder,
+    *,
+    resolution: int = 128,
+    surface: SurfaceKind = "marching_cubes",
+    on_stage: OnStage | None = None,
 ) -> Mesh:
     """The surface that latents stand for, in the frame and unit of the mesh that they were made of.
 
@@ -131,6 +158,7 @@ def decode_latents(
         encoded: of `encode_mesh` or `load_latents`.
         model: the one that made them.
         resolution: points of the extraction lattice along an axis.
+        surface: how it is made of them; see `geometry.extract_surface`.
         on_stage: called with the name of each stage as it begins.
 
     Raises:
@@ -138,15 +166,21 @@ def decode_latents(
         NoSurfaceError: the decoded field has no surface.
     """
     encoded.require(model)
-    return encoded.normalization.undo_mesh(_decode(encoded, model, resolution, _Stages(model, on_stage)))
+    mesh, _ = _decode(encoded, model, resolution, surface, _Stages(model, on_stage))
+    return encoded.normalization.undo_mesh(mesh)
 
 
-def token_counts(model: FieldAutoencoder, num_tokens: int | Sequence[int] | None) -> Any:
+def token_counts(model: Autoencoder, num_tokens: int | Sequence[int] | None) -> Any:
     """What `num_tokens` is to a model's `encode`: an integer, or for a model with levels one for each.
 
     Raises:
         ValueError: fewer tokens than a model can have, or not a number for each level.
     """
+    if isinstance(model, SparseStructureVAE):
+        count = structure_tokens(model)
+        if num_tokens not in (None, count):
+            raise ValueError(f"`num_tokens` of {model.title} is always {count}, got {num_tokens}")
+        return count
     own = model.config.num_latents
     if num_tokens is None:
         return own
@@ -167,7 +201,7 @@ def token_counts(model: FieldAutoencoder, num_tokens: int | Sequence[int] | None
 class _Stages:
     """Names and times what is done."""
 
-    def __init__(self, model: FieldAutoencoder, on_stage: OnStage | None) -> None:
+    def __init__(self, model: Autoencoder, on_stage: OnStage | None) -> None:
         self.seconds: dict[str, float] = {}
         self.device = _device(model)
         self._on_stage = on_stage
@@ -183,14 +217,14 @@ class _Stages:
         self.seconds[name] = time.perf_counter() - begin
 
 
-def _device(model: FieldAutoencoder) -> torch.device:
+def _device(model: Autoencoder) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @torch.no_grad()
 def _encode(
     mesh: Mesh,
-    model: FieldAutoencoder,
+    model: Autoencoder,
     num_points: int | None,
     num_tokens: int | Sequence[int] | None,
     sample_posterior: bool,
@@ -198,11 +232,23 @@ def _encode(
     on_stage: OnStage | None,
     *,
     check: bool = False,
-) -> tuple[Encoded, Mesh]:
-    """The encoded mesh, with the weights' fingerprint where that is to be checked, and the normalized one."""
+) -> tuple[Encoded, Mesh, Tensor | None]:
+    """The encoded mesh, with the weights' fingerprint where that is to be checked; the normalized mesh; of a
+    structure model the voxels too.
+    """
     counts = token_counts(model, num_tokens)
     stages = _Stages(model, on_stage)
     generator = torch.Generator().manual_seed(seed)
+    if isinstance(model, SparseStructureVAE):
+        with stages("sample"):
+            voxels, normalization, normalized = structure_inputs(mesh, model)
+        with stages("encode"):
+            tokens = encode_structure(model, voxels, sample_posterior, generator)
+        return (
+            _encoded(model, (tokens,), normalization, seed, sample_posterior, stages, check),
+            normalized,
+            voxels,
+        )
     with stages("sample"):
         inputs = encoder_inputs(mesh, model, num_points=num_points, generator=generator)
         clouds = [cloud.to(stages.device) for cloud in inputs.points]
@@ -211,25 +257,44 @@ def _encode(
         posterior = encode(*clouds, num_latents=counts)
         latents = posterior.sample(generator) if sample_posterior else posterior.mode()
     levels = (latents,) if isinstance(latents, Tensor) else tuple(latents)
-    encoded = Encoded(
+    encoded = _encoded(model, levels, inputs.normalization, seed, sample_posterior, stages, check)
+    return encoded, inputs.mesh, None
+
+
+def _encoded(
+    model: Autoencoder,
+    levels: tuple[Tensor, ...],
+    normalization: Normalization,
+    seed: int,
+    sampled: bool,
+    stages: _Stages,
+    check: bool,
+) -> Encoded:
+    return Encoded(
         latents=tuple(level.float().cpu() for level in levels),
-        normalization=inputs.normalization,
+        normalization=normalization,
         model=type(model).__name__,
         weights=model.title,
         fingerprint=model.fingerprint() if check else "",
         seed=seed,
-        sampled=sample_posterior,
+        sampled=sampled,
         seconds=stages.seconds,
     )
-    return encoded, inputs.mesh
 
 
 @torch.no_grad()
-def _decode(encoded: Encoded, model: FieldAutoencoder, resolution: int, stages: _Stages) -> Mesh:
-    """The surface in the normalized frame."""
+def _decode(
+    encoded: Encoded, model: Autoencoder, resolution: int, surface: SurfaceKind, stages: _Stages
+) -> tuple[Mesh, Tensor | None]:
+    """The surface in the normalized frame, and of a structure model the logits of its voxels."""
+    levels = [level.to(stages.device, torch.float32) for level in encoded.latents]
+    if isinstance(model, SparseStructureVAE):
+        with stages("decode"):
+            logits = model.decode(tokens_to_volume(levels[0]))
+        with stages("extract"):
+            return structure_mesh(model, logits), logits
     with stages("decode"):
-        levels = [level.to(stages.device, torch.float32) for level in encoded.latents]
         own = model.config.num_latents
         features = model.decode(levels if isinstance(own, tuple) else levels[0])
     with stages("extract"):
-        return model.extract(features, resolution)
+        return model.extract(features, resolution, surface=surface), None

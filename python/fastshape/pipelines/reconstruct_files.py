@@ -10,9 +10,9 @@ from time import perf_counter
 from typing import Any, Literal
 
 from fastshape import __version__
-from fastshape.geometry import Mesh, compare_picture, load, save
+from fastshape.geometry import Mesh, SurfaceKind, compare_picture, load, save
 from fastshape.geometry.io import write_atomically
-from fastshape.models import FieldAutoencoder
+from fastshape.models import Autoencoder, FieldAutoencoder, SparseStructureVAE
 from fastshape.pipelines.evaluate import to_json
 from fastshape.pipelines.inputs import source_digest
 from fastshape.pipelines.reconstruct import Reconstruction, reconstruct
@@ -20,7 +20,7 @@ from fastshape.pipelines.reconstruct import Reconstruction, reconstruct
 RECORDS_FOLDER = "shapes"
 
 Record = dict[str, Any]
-ModelFor = Callable[["Job", Mesh], FieldAutoencoder]
+ModelFor = Callable[["Job", Mesh], Autoencoder]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ class ReconstructSettings:
     """What decides the results of a run, besides meshes and weights.
 
     Attributes:
-        resolution, num_tokens, sample_posterior, seed, num_samples: as in `reconstruct`.
+        resolution, surface, num_tokens, sample_posterior, seed, num_samples: as in `reconstruct`.
         picture_size: height and width of a view in pixels.
     """
 
     resolution: int = 128
+    surface: SurfaceKind = "marching_cubes"
     num_tokens: int | None = None
     sample_posterior: bool = False
     seed: int = 0
@@ -59,7 +60,7 @@ class ReconstructSettings:
     picture_size: int = 480
 
 
-def reconstruct_file(job: Job, model: FieldAutoencoder | ModelFor, settings: ReconstructSettings) -> Record:
+def reconstruct_file(job: Job, model: Autoencoder | ModelFor, settings: ReconstructSettings) -> Record:
     """Read a mesh, reconstruct it, write the result and its picture; each file appears whole or not at all.
 
     Args:
@@ -69,7 +70,8 @@ def reconstruct_file(job: Job, model: FieldAutoencoder | ModelFor, settings: Rec
 
     Returns:
         Plain values by name: `tokens` and `latent_bytes`, `seconds` by stage, `values` and `floor` of the
-        comparison, `source` and `output` (path, faces), `clear` (whether the IoU means something).
+        comparison, `source` and `output` (path, faces), `clear` (whether the IoU means something), and of a
+        structure model `voxel_iou`.
 
     Raises:
         MeshError, NoSurfaceError, ...: whatever went wrong.
@@ -77,7 +79,7 @@ def reconstruct_file(job: Job, model: FieldAutoencoder | ModelFor, settings: Rec
     mesh = load(job.source)
     seconds: dict[str, float] = {}
     begin = perf_counter()
-    if isinstance(model, FieldAutoencoder):
+    if isinstance(model, FieldAutoencoder | SparseStructureVAE):
         chosen = model
     else:
         chosen = model(job, mesh)
@@ -86,6 +88,7 @@ def reconstruct_file(job: Job, model: FieldAutoencoder | ModelFor, settings: Rec
         mesh,
         chosen,
         resolution=settings.resolution,
+        surface=settings.surface,
         num_tokens=settings.num_tokens,
         sample_posterior=settings.sample_posterior,
         seed=settings.seed,
@@ -111,12 +114,13 @@ def reconstruct_file(job: Job, model: FieldAutoencoder | ModelFor, settings: Rec
         "values": result.evaluation.values(),
         "floor": result.evaluation.floor.values(),
         "clear": occupancy is not None and occupancy.clear,
+        **({} if result.voxel_iou is None else {"voxel_iou": result.voxel_iou}),
     }
 
 
 def reconstruct_files(
     jobs: Sequence[Job],
-    model: FieldAutoencoder | ModelFor,
+    model: Autoencoder | ModelFor,
     folder: Path,
     settings: ReconstructSettings | None = None,
     *,
@@ -163,7 +167,7 @@ def reconstruct_files(
     return records
 
 
-def _attempt(job: Job, model: FieldAutoencoder | ModelFor, settings: ReconstructSettings) -> Record:
+def _attempt(job: Job, model: Autoencoder | ModelFor, settings: ReconstructSettings) -> Record:
     try:
         return reconstruct_file(job, model, settings)
     except Exception as error:  # a bad mesh must not end the run, whatever it is

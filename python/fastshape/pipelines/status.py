@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastshape.geometry.prepared import INDEX_FILE, PrepareError
-from fastshape.models.pretrained import atomic_path
+from fastshape.runtime.files import atomic_path
 
 _INDEXED = ("key", "file", "bytes", "sha256", "source_sha256", "counts", "faces", "doubt")
 

@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from fastshape.runtime.memory import peak_bytes, reset_peak, resident_bytes, status_bytes
+
 _POLL = 0.05  # seconds between looks at the memory of the processes
 _START_TIMEOUT = 120.0
 
@@ -125,7 +127,10 @@ class WorkerPool:
             seconds = time.monotonic() - worker.begin
             if self._timeout is not None and seconds > self._timeout:
                 results.append(self._replace(place, "timeout", f"took more than {self._timeout:g} s"))
-            elif self._memory is not None and (resident := _resident(worker.process.pid)) > self._memory:
+            elif (
+                self._memory is not None
+                and (resident := (resident_bytes(worker.process.pid) or 0)) > self._memory
+            ):
                 worker.peak = resident
                 results.append(self._replace(place, "memory", _too_large(self._memory)))
         return results
@@ -146,7 +151,7 @@ class WorkerPool:
         assert worker.ticket is not None
         result = Result(worker.ticket.value, value, failure, reason, seconds, peak)
         worker.ticket = None
-        held = _resident(worker.process.pid) if self._memory is not None else 0
+        held = (resident_bytes(worker.process.pid) or 0) if self._memory is not None else 0
         if failure == "memory" or (self._memory is not None and held > self._memory // 2):
             self._workers[place] = self._renew(worker)
         return result
@@ -155,7 +160,7 @@ class WorkerPool:
         worker = self._workers[place]
         assert worker.ticket is not None
         seconds = time.monotonic() - worker.begin
-        peak = max(worker.peak, _peak(worker.process.pid))
+        peak = max(worker.peak, peak_bytes(worker.process.pid) or 0)
         self._workers[place] = self._renew(worker)
         return Result(worker.ticket.value, None, failure, reason, seconds, peak)
 
@@ -237,13 +242,13 @@ def _serve(pipe: Any, log: str, threads: int, memory: int | None) -> None:
     while True:
         call = calls.get()
         os.truncate(log, 0)
-        _reset_peak()
+        reset_peak()
         begin = time.perf_counter()
         failure, value, reason = _perform(call, memory)
         seconds = time.perf_counter() - begin
         sys.stdout.flush()
         sys.stderr.flush()
-        pipe.send((failure, value, reason, seconds, _peak(None)))
+        pipe.send((failure, value, reason, seconds, peak_bytes() or 0))
 
 
 def _listen(pipe: Any, calls: queue.SimpleQueue[Any]) -> None:
@@ -279,31 +284,9 @@ def _limit(memory: int | None) -> None:
         if memory is None:
             return
         # What is mapped for writing counts, used or not: the untouched part of what is there is no one's.
-        mapped, resident = _status_line(None, "VmData"), _resident(None)
+        mapped, resident = status_bytes("VmData") or 0, resident_bytes() or 0
         limit = memory + max(mapped - resident, 0)
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         if hard != resource.RLIM_INFINITY:
             limit = min(limit, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-
-
-def _status_line(pid: int | None, name: str) -> int:
-    """A size in /proc/PID/status in bytes; 0 where there is none."""
-    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid or 'self'}/status", "rb") as file:
-        for line in file:
-            if line.startswith(name.encode() + b":"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _resident(pid: int | None) -> int:
-    return _status_line(pid, "VmRSS")
-
-
-def _reset_peak() -> None:
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb") as file:
-        file.write(b"5")
-
-
-def _peak(pid: int | None) -> int:
-    return _status_line(pid, "VmHWM")

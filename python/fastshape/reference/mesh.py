@@ -72,3 +72,28 @@ def cast_rays(
     t = torch.where(hit, t, torch.inf)
     nearest, face = t.min(1)
     return nearest, torch.where(nearest < torch.inf, face, -1), hit.sum(1)
+
+
+def voxelize_mesh(
+    vertices: Tensor, faces: Tensor, resolution: int, box: tuple[float, float] = (-1.0, 1.0)
+) -> Tensor:
+    """(N, 3) int32, lexicographic: the voxels whose closed box a face touches, by trying all.
+
+    Two convex bodies are apart if and only if they are on one of 13 axes: the box's three, the normal of the
+    face, and the products of its edges with the box's axes.
+    """
+    scale = resolution / (box[1] - box[0])
+    corners = (vertices[faces].double() - box[0]) * scale  # (F, 3, 3)
+    corners = corners[corners.isfinite().flatten(1).all(1)]
+    side = torch.arange(resolution, device=vertices.device)
+    voxels = torch.cartesian_prod(side, side, side)  # (R^3, 3)
+    relative = corners[:, None] - (voxels.double() + 0.5)[:, None]  # (F, R^3, 3, 3)
+    edges = corners.roll(-1, 1) - corners
+    units = torch.eye(3, dtype=torch.float64, device=vertices.device)
+    products = torch.linalg.cross(edges[:, :, None].expand(-1, -1, 3, -1), units.expand(len(edges), 3, 3, 3))
+    normal = torch.linalg.cross(edges[:, 0], edges[:, 1])
+    axes = torch.cat([units.expand(len(edges), 3, 3), products.flatten(1, 2), normal[:, None]], 1)
+    places = torch.einsum("fvck,fak->fvca", relative, axes)
+    radius = 0.5 * axes.abs().sum(-1)[:, None] + 1e-12 * resolution**2
+    apart = (places.amin(2) > radius) | (places.amax(2) < -radius)  # (F, R^3, 13)
+    return voxels[(~apart.any(2)).any(0)].int()

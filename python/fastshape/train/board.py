@@ -11,8 +11,7 @@ import torch
 
 from fastshape.geometry import Mesh, NoSurfaceError, render
 from fastshape.geometry.optional import require
-from fastshape.models import FieldAutoencoder
-from fastshape.train.data import ShapeSamples
+from fastshape.models import SparseStructureVAE
 from fastshape.train.validate import decode
 
 DIRECTORY = "tensorboard"
@@ -26,7 +25,7 @@ class Board(Protocol):
 
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
 
-    def pictures(self, step: int, model: FieldAutoencoder, shapes: Sequence[ShapeSamples]) -> None: ...
+    def pictures(self, step: int, model: Any, shapes: Sequence[Any]) -> None: ...
 
 
 class NoBoard:
@@ -35,7 +34,7 @@ class NoBoard:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         pass
 
-    def pictures(self, step: int, model: FieldAutoencoder, shapes: Sequence[ShapeSamples]) -> None:
+    def pictures(self, step: int, model: Any, shapes: Sequence[Any]) -> None:
         pass
 
 
@@ -53,7 +52,7 @@ class TensorBoard:
             group = "validation" if name.startswith("validation_") else "train"
             self._writer.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, step)
 
-    def pictures(self, step: int, model: FieldAutoencoder, shapes: Sequence[ShapeSamples]) -> None:
+    def pictures(self, step: int, model: Any, shapes: Sequence[Any]) -> None:
         """The surfaces of the first shapes, each a picture of its own name, so that steps can be compared."""
         device = next(model.parameters()).device
         for index, shape in enumerate(shapes[:_PICTURES]):
@@ -69,12 +68,15 @@ class TensorBoard:
 
 @torch.no_grad()
 def reconstruction(
-    model: FieldAutoencoder, shape: ShapeSamples, device: str | torch.device, resolution: int = _RESOLUTION
+    model: Any, shape: Any, device: str | torch.device, resolution: int = _RESOLUTION
 ) -> Mesh | None:
-    """What a model makes of a prepared shape; None where its field has no surface."""
+    """What a model makes of a prepared shape; None where that has no surface."""
     training = model.training
     model.eval()
     try:
+        if isinstance(model, SparseStructureVAE):
+            occupancy = model.occupancy([shape.coords], resolution=shape.resolution)
+            return model.extract(model.decode(model.encode(occupancy).mode()))
         return model.extract(decode(model, shape, device), resolution)
     except NoSurfaceError:
         return None

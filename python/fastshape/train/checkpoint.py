@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastshape.models.pretrained import CheckpointError, load_exactly, read_safetensors, write_safetensors
-from fastshape.train.config import TrainConfig
+from fastshape.models.pretrained import load_exactly
+from fastshape.runtime.files import CheckpointError, changes, read_safetensors, write_safetensors
+from fastshape.train.config import RunConfig
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _FORMAT_VERSION = 2
@@ -27,7 +28,7 @@ def save(
     average: torch.nn.Module | None,
     optimizer: torch.optim.Optimizer,
     step: int,
-    config: TrainConfig,
+    config: RunConfig,
     data: list[str],
 ) -> None:
     """Writes the state after `step` steps."""
@@ -46,7 +47,7 @@ def restore(
     model: torch.nn.Module,
     average: torch.nn.Module | None,
     optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
+    config: RunConfig,
     data: list[str],
 ) -> int:
     """Puts the state back and returns the number of steps done.
@@ -62,10 +63,10 @@ def restore(
         raise CheckpointError(f"{path} is not a training checkpoint of fastshape: {error!r}") from error
     if version != _FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}; this release reads {_FORMAT_VERSION}")
-    changes = ", ".join(_changes(saved, json.loads(json.dumps(config.to_dict()))))
-    if changes:
+    changed = ", ".join(changes(saved, json.loads(json.dumps(config.to_dict()))))
+    if changed:
         raise CheckpointError(
-            f"{path} belongs to a run with another configuration: {changes}; "
+            f"{path} belongs to a run with another configuration: {changed}; "
             "use another output_dir, or resume=False to start again"
         )
     if description["data"] != data:
@@ -82,18 +83,6 @@ def restore(
         states.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
-
-
-def _changes(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs, in words, the fields of the model one by one."""
-    found = []
-    for name in sorted(saved.keys() | current.keys()):
-        before, now = saved.get(name), current.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += _changes(before, now, f"{name}.")
-        elif before != now:
-            found.append(f"{prefix}{name} ({before} -> {now})")
-    return found
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from fastshape.geometry import Prepared, draw_balanced, open_prepared
 from fastshape.geometry.prepared import read_prepared
-from fastshape.models.pretrained import CheckpointError, read_safetensors, write_safetensors
+from fastshape.runtime.files import CheckpointError, read_safetensors, write_safetensors
 from fastshape.train.augment import augment
-from fastshape.train.config import QUERY_KINDS, TrainConfig
+from fastshape.train.config import QUERY_KINDS, RunConfig, TrainConfig
 
 _NONE = torch.zeros(0, 3)
+
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
@@ -162,11 +164,11 @@ class ShapeSamples:
         return cls(**values)
 
 
-class ShapeDataset(Sequence[ShapeSamples]):
-    """The shapes of a folder that `fastshape prepare` or `fastshape pack` wrote, read when asked for.
+class PreparedDataset(Sequence[ItemT]):
+    """The shapes of a prepared folder, read when asked for; a subclass says what of them.
 
     Args:
-        path: the folder.
+        path: a folder that `fastshape prepare` or `fastshape pack` wrote.
         cache: number of shapes to keep in memory; 0 for none.
 
     Raises:
@@ -177,17 +179,17 @@ class ShapeDataset(Sequence[ShapeSamples]):
         self.prepared = open_prepared(path)
         self._read = lru_cache(cache)(self._load) if cache else self._load
 
-    def _load(self, index: int) -> ShapeSamples:
-        return ShapeSamples.from_prepared(self.prepared[index])
+    def _load(self, index: int) -> ItemT:
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.prepared)
 
     @overload
-    def __getitem__(self, index: int) -> ShapeSamples: ...
+    def __getitem__(self, index: int) -> ItemT: ...
     @overload
-    def __getitem__(self, index: slice) -> list[ShapeSamples]: ...
-    def __getitem__(self, index: int | slice) -> ShapeSamples | list[ShapeSamples]:
+    def __getitem__(self, index: slice) -> list[ItemT]: ...
+    def __getitem__(self, index: int | slice) -> ItemT | list[ItemT]:
         if isinstance(index, slice):
             return [self._read(place) for place in range(*index.indices(len(self)))]
         return self._read(index)
@@ -195,6 +197,13 @@ class ShapeDataset(Sequence[ShapeSamples]):
     def fingerprint(self) -> str:
         """A hash of all the data; nothing is read for it."""
         return self.prepared.fingerprint
+
+
+class ShapeDataset(PreparedDataset[ShapeSamples]):
+    """The points and labels of a prepared folder; arguments and errors as of `PreparedDataset`."""
+
+    def _load(self, index: int) -> ShapeSamples:
+        return ShapeSamples.from_prepared(self.prepared[index])
 
 
 class Batch(NamedTuple):
@@ -211,6 +220,15 @@ class Batch(NamedTuple):
     queries: Tensor
     labels: Tensor
     counts: dict[str, int]
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.queries.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.queries.device
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
@@ -234,16 +252,29 @@ def sample_batch(
     Raises:
         ValueError: the batch is not the same for every rank, or a shape lacks what the configuration draws.
     """
-    places = batch_places(len(samples), config, step, rank, world_size)
-    items = []
-    for item, place in enumerate(places, rank * len(places)):
-        items.append(_sample_item(samples[place], config, keyed_generator(config.seed, "item", step, item)))
+    items = [
+        _sample_item(shape, config, keyed_generator(*key))
+        for shape, key in batch_items(samples, config, step, rank, world_size)
+    ]
     clouds, queries, labels = zip(*items, strict=True)
     inputs = tuple(torch.stack(parts) for parts in zip(*clouds, strict=True))
     return Batch(inputs, torch.stack(queries), torch.stack(labels), config.queries)
 
 
-def batch_places(count: int, config: TrainConfig, step: int, rank: int, world_size: int) -> list[int]:
+def batch_items(
+    samples: Sequence[ItemT], config: RunConfig, step: int, rank: int, world_size: int
+) -> Iterator[tuple[ItemT, tuple[int | str, ...]]]:
+    """The shapes of a step and rank, each with the key of its generator.
+
+    Raises:
+        ValueError: the batch is not the same for every rank.
+    """
+    places = batch_places(len(samples), config, step, rank, world_size)
+    for item, place in enumerate(places, rank * len(places)):
+        yield samples[place], (config.seed, "item", step, item)
+
+
+def batch_places(count: int, config: RunConfig, step: int, rank: int, world_size: int) -> list[int]:
     """Which of `count` shapes a rank takes in a step."""
     if config.batch_size % world_size:
         raise ValueError(
@@ -276,7 +307,7 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=keyed_generator(seed, "order", epoch))
 
 
-def keyed_generator(seed: int, *key: int | str) -> torch.Generator:
+def keyed_generator(seed: int | str, *key: int | str) -> torch.Generator:
     """A CPU generator whose stream is a function of the seed and the key."""
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

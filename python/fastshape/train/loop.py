@@ -8,8 +8,6 @@ import dataclasses
 import json
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,16 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from fastshape.losses import distance_loss, occupancy_loss, tsdf_loss
-from fastshape.models import CheckpointMetadata, FieldAutoencoder
-from fastshape.models.pretrained import atomic_path
+from fastshape.models import CheckpointMetadata, FieldAutoencoder, PretrainedModel
 from fastshape.nn.posterior import Generators
+from fastshape.runtime.files import atomic_path
+from fastshape.runtime.interrupt import delayed_interrupt
 from fastshape.train import checkpoint, recipes
 from fastshape.train.board import open_board
-from fastshape.train.config import TrainConfig
-from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, keyed_generator, num_tokens, sample_batch
+from fastshape.train.config import RunConfig, StructureTrainConfig, TrainConfig
+from fastshape.train.data import (
+    Batch,
+    PreparedDataset,
+    ShapeSamples,
+    keyed_generator,
+    num_tokens,
+    sample_batch,
+)
 from fastshape.train.distributed import Processes, processes
 from fastshape.train.initialize import initialize_as_kernel
 from fastshape.train.resident import ResidentSamples
+from fastshape.train.structure import GridBatch, sample_grids, structure_losses, validate_structure
 from fastshape.train.validate import validate
 
 MODEL_DIRECTORY = "model"
@@ -40,7 +47,7 @@ class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C during training: the current step was finished and, with an `output_dir`, saved."""
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+def learning_rate(config: RunConfig, step: int) -> float:
     """The rate of a step (counted from 0): linear warm-up, then a cosine to `final_learning_rate`."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
@@ -79,8 +86,8 @@ def losses(values: Tensor, posterior: Any, batch: Batch, config: TrainConfig) ->
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    config: TrainConfig,
+    batch: Batch | GridBatch,
+    config: RunConfig,
     step: int,
     *,
     rank: int = 0,
@@ -90,32 +97,31 @@ def train_step(
     Args:
         model: the model, or its data parallel wrapper.
         optimizer: of its parameters.
-        batch: of `sample_batch`.
+        batch: of `sample_batch`, or of `sample_grids`.
         config: of the run.
         step: counted from 0; it decides the learning rate and, with the rank, every draw.
         rank: of this process.
     """
     optimizer.zero_grad(set_to_none=True)
     torch.manual_seed(_seed(config, "step", step, rank))  # of the dropped paths
-    share = batch.queries.shape[0]
-    noise = _posterior_noise(config, step, rank, share, batch.queries.device)
-    tokens = num_tokens(config, step)
-    options: dict[str, Any] = {"sample": config.sample_posterior}
-    if tokens is not None:
-        counts = getattr(config.model, "token_counts", None)  # of a hierarchy
-        options["num_latents"] = tokens if counts is None else counts(tokens)
+    share = batch.size
+    noise = _posterior_noise(config, step, rank, share, batch.device)
     size = config.micro_batch_size or share
     summed: dict[str, Tensor] = {}
-    pieces = batch.split(size)
+    pieces: Sequence[Batch | GridBatch] = batch.split(size)
     for index, piece in enumerate(pieces):
-        weight = piece.queries.shape[0] / share
+        weight = piece.size / share
         with (
-            torch.autocast(batch.queries.device.type, torch.bfloat16, enabled=config.bfloat16),
+            torch.autocast(batch.device.type, torch.bfloat16, enabled=config.bfloat16),
             _synchronized(model, index == len(pieces) - 1),
         ):
             one = noise if isinstance(noise, torch.Generator) else noise[index * size : (index + 1) * size]
-            values, posterior = model(*piece.inputs, piece.queries, generator=one, **options)
-            parts = losses(values, posterior, piece, config)
+            if isinstance(piece, GridBatch):
+                assert isinstance(config, StructureTrainConfig)
+                parts = structure_losses(model, piece, config, one)
+            else:
+                assert isinstance(config, TrainConfig)
+                parts = _field_losses(model, piece, config, step, one)
             (weight * parts["loss"]).backward()
         for name, part in parts.items():
             summed[name] = summed.get(name, 0.0) + weight * part.detach()
@@ -127,29 +133,39 @@ def train_step(
     return summed
 
 
-def _posterior_noise(
-    config: TrainConfig, step: int, rank: int, share: int, device: torch.device
-) -> Generators:
+def _posterior_noise(config: RunConfig, step: int, rank: int, share: int, device: torch.device) -> Generators:
     """What the noise of a rank's items comes from: a generator each, which any split of the batch keeps, or
     one on the device, where the data is."""
-    if config.data_on_device:
+    if getattr(config, "data_on_device", False):
         return torch.Generator(device).manual_seed(_seed(config, "posterior", step, rank))
     return [keyed_generator(config.seed, "posterior", step, rank * share + item) for item in range(share)]
 
 
+def _field_losses(
+    model: nn.Module, piece: Batch, config: TrainConfig, step: int, noise: Generators
+) -> dict[str, Tensor]:
+    options: dict[str, Any] = {"sample": config.sample_posterior}
+    tokens = num_tokens(config, step)
+    if tokens is not None:
+        counts = getattr(config.model, "token_counts", None)  # of a hierarchy
+        options["num_latents"] = tokens if counts is None else counts(tokens)
+    values, posterior = model(*piece.inputs, piece.queries, generator=noise, **options)
+    return losses(values, posterior, piece, config)
+
+
 def fit(
-    config: TrainConfig,
-    samples: Sequence[ShapeSamples],
+    config: RunConfig,
+    samples: Sequence[Any],
     *,
-    validation: Sequence[ShapeSamples] = (),
-    initial: FieldAutoencoder | None = None,
+    validation: Sequence[Any] = (),
+    initial: PretrainedModel | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
     tensorboard: bool = False,
     device: str | torch.device | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> FieldAutoencoder:
+) -> Any:
     """Trains a model on prepared shapes.
 
     The result is a function of `config`, `samples` and `initial` on one machine and number of threads,
@@ -160,9 +176,10 @@ def fit(
 
     Args:
         config: what to train and how.
-        samples: the shapes; a `ShapeDataset` reads them from the disk as they are needed.
+        samples: the shapes, `ShapeSamples`, or `ShapeVoxels` for a `StructureTrainConfig`; a `ShapeDataset`
+            or `VoxelDataset` reads them from the disk as they are needed.
         validation: shapes that are not trained on; every `validate_every` steps and at the end `validate`
-            compares the (averaged) model's field with their labels.
+            compares the (averaged) model's field with their labels, `validate_structure` its voxels.
         initial: a model whose parameters the run begins with; None begins with random ones. A
             `PreparationWarning` says where its training data was prepared in another way than `samples`.
         output_dir: gets `checkpoint.safetensors` (every `checkpoint_every` steps, and on Ctrl-C),
@@ -175,7 +192,7 @@ def fit(
         on_step: called after each step with the number of steps done and the parts of the loss.
 
     Returns:
-        The trained model, in evaluation mode.
+        The trained model, of the configuration's class, in evaluation mode.
 
     Raises:
         ValueError: no shapes, a batch that the processes cannot share, `tensorboard` without `output_dir`, or
@@ -196,7 +213,7 @@ def fit(
         run = _Run(config, samples, validation, initial, output_dir, group)
         run.restore(resume)
         board = stack.enter_context(open_board(run.directory, tensorboard and group.first, run.done))
-        interrupted = stack.enter_context(_delayed_interrupt())
+        interrupted = stack.enter_context(delayed_interrupt())
         advance = stack.enter_context(_progress_bar(config.steps, run.done, progress and group.first))
         for step, batch in run.batches(stack):
             parts = run.step(batch, step)
@@ -208,7 +225,7 @@ def fit(
                     raise FloatingPointError(f"the loss of step {run.done} is {metrics['loss']}")
                 advance(run.done, metrics)
             if validation and _due(config.validate_every, run.done, config.steps):
-                scores = validate(run.result, validation, config, device=group.device)
+                scores = run.validate(validation)
                 metrics = {**{name: float(value) for name, value in parts.items()}, **scores}
                 board.pictures(run.done, run.result, validation)
                 logged = True
@@ -231,10 +248,10 @@ class _Run:
 
     def __init__(
         self,
-        config: TrainConfig,
-        samples: Sequence[ShapeSamples],
-        validation: Sequence[ShapeSamples],
-        initial: FieldAutoencoder | None,
+        config: RunConfig,
+        samples: Sequence[Any],
+        validation: Sequence[Any],
+        initial: PretrainedModel | None,
         output_dir: str | os.PathLike[str] | None,
         group: Processes,
     ) -> None:
@@ -242,13 +259,14 @@ class _Run:
         self.directory = None if output_dir is None else Path(output_dir)
         self.done = 0
         torch.manual_seed(config.seed)
-        self.model = config.model_class(config.model).to(group.device).train()
-        if config.initialization == "kernel":
+        self.model: Any = config.model_class(config.model).to(group.device).train()  # type: ignore[arg-type]
+        if isinstance(config, TrainConfig) and config.initialization == "kernel":
+            assert isinstance(self.model, FieldAutoencoder)
             initialize_as_kernel(self.model, keyed_generator(config.seed, "initialization"))
         if initial is not None:
             _require_same_model(initial, config)
             self.model.load_state_dict(initial.state_dict())
-            if isinstance(samples, ShapeDataset):
+            if isinstance(samples, PreparedDataset):
                 initial.check_preparation(samples.prepared.spec.to_dict())
         self.model.metadata = _metadata(samples, initial)
         self.average = copy.deepcopy(self.model).eval() if config.ema_decay is not None else None
@@ -266,7 +284,7 @@ class _Run:
         self.initial = initial
 
     @property
-    def result(self) -> FieldAutoencoder:
+    def result(self) -> Any:
         """The model that the run is for: the averaged one, if there is one."""
         return self.model if self.average is None else self.average
 
@@ -278,7 +296,7 @@ class _Run:
     @cached_property
     def data(self) -> list[str]:
         """What the run was made of, by hashes that are taken once."""
-        if isinstance(self.samples, ShapeDataset):
+        if isinstance(self.samples, PreparedDataset):
             hashes = [self.samples.fingerprint()]  # a million shapes are not read for their hash
         else:
             hashes = [shape.fingerprint() for shape in self.samples]
@@ -302,17 +320,20 @@ class _Run:
         if self.group.first:
             _trim_metrics(self.directory / METRICS_FILE, self.done)
 
-    def batches(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, Batch]]:
+    def batches(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, Batch | GridBatch]]:
         """The batches to come, each drawn while the step before it works."""
-        share = {"rank": self.group.rank, "world_size": self.group.world_size}
-        if self.config.data_on_device:
+        share: dict[str, Any] = {"rank": self.group.rank, "world_size": self.group.world_size}
+        if isinstance(self.config, TrainConfig) and self.config.data_on_device:
             resident = ResidentSamples(self.samples, self.config, self.group.device)
             for step in range(self.done, self.config.steps):
                 yield step, resident.sample_batch(step, **share)
             return
         pool = stack.enter_context(ThreadPoolExecutor(1, "fastshape-batches"))
 
-        def draw(step: int) -> Batch:
+        def draw(step: int) -> Batch | GridBatch:
+            if isinstance(self.config, StructureTrainConfig):
+                return sample_grids(self.samples, self.config, step, **share)
+            assert isinstance(self.config, TrainConfig)
             return sample_batch(self.samples, self.config, step, **share)
 
         begin, end = self.done, self.config.steps
@@ -323,7 +344,13 @@ class _Run:
             coming = pool.submit(draw, step + 1) if step + 1 < end else None
             yield step, batch.to(self.group.device)
 
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def validate(self, shapes: Sequence[Any]) -> dict[str, float]:
+        if isinstance(self.config, StructureTrainConfig):
+            return validate_structure(self.result, shapes, device=self.group.device)
+        assert isinstance(self.config, TrainConfig)
+        return validate(self.result, shapes, self.config, device=self.group.device)
+
+    def step(self, batch: Batch | GridBatch, step: int) -> dict[str, Tensor]:
         parts = train_step(self.trained, self.optimizer, batch, self.config, step, rank=self.group.rank)
         if self.average is not None:
             assert self.config.ema_decay is not None
@@ -341,7 +368,7 @@ class _Run:
             checkpoint.save(self.path, step=self.done, **self.state())
         self.group.barrier()
 
-    def finish(self) -> FieldAutoencoder:
+    def finish(self) -> Any:
         result = self.result.eval()
         if self.directory is not None and self.group.first:
             result.save_pretrained(self.directory / MODEL_DIRECTORY)
@@ -363,6 +390,8 @@ def fit_meshes(
 ) -> FieldAutoencoder:
     """`fit` with a recipe, or its name in `recipes.RECIPES`, whose `steps` and `seed` can be overridden."""
     config = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"`recipe` must be one of a field, got {recipe!r}: call `fit` with its configuration")
     return fit(
         dataclasses.replace(
             config,
@@ -388,7 +417,7 @@ def _due(every: int, done: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def _seed(config: TrainConfig, *key: int | str) -> int:
+def _seed(config: RunConfig, *key: int | str) -> int:
     return keyed_generator(config.seed, *key).initial_seed()
 
 
@@ -399,14 +428,14 @@ def _synchronized(model: nn.Module, last: bool) -> contextlib.AbstractContextMan
     return model.no_sync()
 
 
-def _metadata(samples: Sequence[ShapeSamples], initial: FieldAutoencoder | None) -> CheckpointMetadata:
+def _metadata(samples: Sequence[Any], initial: PretrainedModel | None) -> CheckpointMetadata:
     """What the trained model says of its data."""
-    if isinstance(samples, ShapeDataset):
+    if isinstance(samples, PreparedDataset):
         return CheckpointMetadata(preparation=samples.prepared.spec.to_dict())
     return CheckpointMetadata() if initial is None else initial.metadata
 
 
-def _require_same_model(initial: FieldAutoencoder, config: TrainConfig) -> None:
+def _require_same_model(initial: PretrainedModel, config: RunConfig) -> None:
     if type(initial) is not config.model_class or initial.config != config.model:
         raise ValueError(
             f"`initial` must be the model of the configuration, {config.model}, got {initial.config}"
@@ -421,27 +450,6 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(former)
-
-
-@contextlib.contextmanager
-def _delayed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag, so that no step is cut in half; the second acts as ever."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = False
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,5 @@
+#include "attention/attention_loop.h"
+
+namespace fastshape::cpu {
+FASTSHAPE_DEFINE_ATTENTION(avx512)
+}  // namespace fastshape::cpu

@@ -1,0 +1,483 @@
+// Attention of one sequence and one head, in blocks that stay in the caches: products of small
+// matrices, a softmax between them. Included by translation units with different instruction-set
+// flags, with FASTSHAPE_DEFINE_ATTENTION(suffix).
+//
+// Keys are packed with features outside and keys side by side, in panels as wide as a tile, so that
+// every product is sums of a number times a register.
+#pragma once
+
+#include "attention/attention_cpu.h"
+#include "attention/attention_lanes.h"
+
+namespace fastshape::cpu {
+namespace {
+
+constexpr int kMaxHeadDim = 128;
+constexpr int kQueryBlock = 24;          // rows of scores at a time
+constexpr int kBackwardQueryBlock = 48;  // there every block also passes over the keys' gradients
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class W>
+constexpr int kPanel = kTileRegisters * kLanes<W>;  // columns of a tile
+
+// ---- Products ----------------------------------------------------------------------------------
+
+// c[m][n] (+)= sum over t < depth of a[m * a_row + t * a_step] * b[t * b_step + n], of `Rows` rows
+// and `Registers` registers of columns.
+template <class W, int Rows, int Registers>
+inline void tile(const W* a, int64_t a_row, int64_t a_step, const W* b, int64_t b_step,
+                 int64_t depth, W* c, int64_t c_row, bool add) {
+  Vector<W> sum[Rows][Registers];
+#pragma GCC unroll 8
+  for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < Registers; ++n)
+      sum[m][n] = add ? load(c + m * c_row + n * kLanes<W>) : zero<W>();
+  for (int64_t t = 0; t < depth; ++t, a += a_step, b += b_step) {
+    Vector<W> column[Registers];
+#pragma GCC unroll 8
+    for (int n = 0; n < Registers; ++n) column[n] = load(b + n * kLanes<W>);
+#pragma GCC unroll 8
+    for (int m = 0; m < Rows; ++m) {
+      const Vector<W> factor = broadcast(a[m * a_row]);
+#pragma GCC unroll 8
+      for (int n = 0; n < Registers; ++n) sum[m][n] = fused(factor, column[n], sum[m][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < Rows; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < Registers; ++n) store(c + m * c_row + n * kLanes<W>, sum[m][n]);
+}
+
+template <class W, int Registers>
+inline void tiles_of_rows(int rows, const W* a, int64_t a_row, int64_t a_step, const W* b,
+                          int64_t b_step, int64_t depth, W* c, int64_t c_row, bool add) {
+  switch (rows) {
+    case 1:
+      return tile<W, 1, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+    case 2:
+      return tile<W, 2, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+    case 3:
+      return tile<W, 3, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+    case 4:
+      return tile<W, 4, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+    case 5:
+      return tile<W, 5, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+    default:
+      return tile<W, 6, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+  }
+}
+
+// `columns` counts lanes and is a multiple of a register's; panel p of b begins at p * b_panel.
+// Rows are cut into tiles of nearly equal height.
+template <class W>
+inline void product(int64_t rows, int64_t columns, int64_t depth, const W* a, int64_t a_row,
+                    int64_t a_step, const W* b, int64_t b_step, int64_t b_panel, W* c,
+                    int64_t c_row, bool add) {
+  if (rows == 0) return;
+  const int64_t bands = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t n = 0; n < columns; n += kPanel<W>, b += b_panel) {
+    const int registers = static_cast<int>(smaller(kPanel<W>, columns - n) / kLanes<W>);
+    int64_t m = 0;
+    for (int64_t band = 0; band < bands; ++band) {
+      const int height = static_cast<int>((rows - m) / (bands - band));
+      const W* from = a + m * a_row;
+      W* to = c + m * c_row + n;
+      switch (registers) {
+        case 1:
+          tiles_of_rows<W, 1>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
+          break;
+        case 2:
+          tiles_of_rows<W, 2>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
+          break;
+#if defined(__AVX512F__)
+        case 3:
+          tiles_of_rows<W, 3>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
+          break;
+        default:
+          tiles_of_rows<W, 4>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
+          break;
+#endif
+      }
+      m += height;
+    }
+  }
+}
+
+// ---- Rows --------------------------------------------------------------------------------------
+
+// Rows of a chunk of positions, run by run.
+inline void rows_of(const Sequences& s, int64_t sequence, int32_t begin, int32_t end,
+                    int64_t* rows) {
+  if (s.run_offsets == nullptr) {
+    for (int32_t p = begin; p < end; ++p) *rows++ = p;
+    return;
+  }
+  int32_t run = s.run_offsets[sequence];
+  while (s.run_positions[run + 1] <= begin && run + 1 < s.run_offsets[sequence + 1]) ++run;
+  for (int32_t p = begin; p < end; ++p) {
+    if (p >= s.run_positions[run + 1]) ++run;
+    *rows++ = static_cast<int64_t>(s.run_starts[run]) + (p - s.run_positions[run]);
+  }
+}
+
+// Features are a multiple of 8: eight sums, one order on every instruction set.
+template <class W>
+inline W dot(const W* a, const W* b, int n) {
+  W part[8] = {};
+  for (int i = 0; i < n; i += 8)
+    for (int j = 0; j < 8; ++j) part[j] += a[i + j] * b[i + j];
+  return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+}
+
+template <class W>
+inline W norm_of(const W* x, int n) {
+  const W norm = static_cast<W>(__builtin_sqrt(dot(x, x, n)));
+  const W least = static_cast<W>(1e-12);
+  return norm > least ? norm : least;
+}
+
+// Cosine and sine of pair p of a row, where it turns.
+inline const float* phase(const float* table, int length, int pairs, const int32_t* coords, int p) {
+  int at = coords[1 + p / pairs];
+  at = at < 0 ? 0 : at < length ? at : length - 1;
+  return table + 2 * (static_cast<int64_t>(at) * pairs + p % pairs);
+}
+
+// What the norm and the rotation of one side of the attention need.
+template <class W>
+struct Preparation {
+  const W* gamma;  // (head_dim,) or null
+  const int32_t* coords;
+  const float* rope;
+  int rope_length, rope_pairs, head_dim;
+  W factor;  // of everything
+};
+
+template <class W>
+inline void turn(W* x, const Preparation<W>& how, int64_t row, W sign) {
+  for (int p = 0; p < 3 * how.rope_pairs; ++p) {
+    const float* at = phase(how.rope, how.rope_length, how.rope_pairs, how.coords + 4 * row, p);
+    const W cos = static_cast<W>(at[0]), sin = sign * static_cast<W>(at[1]);
+    const W even = x[2 * p], odd = x[2 * p + 1];
+    x[2 * p] = even * cos - odd * sin;
+    x[2 * p + 1] = even * sin + odd * cos;
+  }
+}
+
+template <class T, class W>
+inline void widen_row(const T* from, W* to, int n) {
+  for (int i = 0; i < n; ++i) to[i] = widen(from[i]);
+}
+
+template <class T, class W>
+inline void prepare_row(const T* from, W* to, const Preparation<W>& how, int64_t row) {
+  const int n = how.head_dim;
+  widen_row(from, to, n);
+  if (how.gamma != nullptr) {
+    const W factor =
+        static_cast<W>(__builtin_sqrt(static_cast<double>(n))) / norm_of(to, n) * how.factor;
+    for (int i = 0; i < n; ++i) to[i] = to[i] * factor * how.gamma[i];
+  } else if (how.factor != 1) {
+    for (int i = 0; i < n; ++i) to[i] *= how.factor;
+  }
+  if (how.rope != nullptr) turn(to, how, row, W(1));
+}
+
+// The gradient of prepare_row: `grad` in, gradient of the raw row out; gamma's is added to its sum.
+template <class T, class W>
+inline void prepare_row_backward(const T* from, const W* grad, T* out, W* gamma_sum,
+                                 const Preparation<W>& how, int64_t row) {
+  const int n = how.head_dim;
+  W x[kMaxHeadDim], g[kMaxHeadDim];
+  for (int i = 0; i < n; ++i) g[i] = grad[i] * how.factor;
+  if (how.rope != nullptr) turn(g, how, row, W(-1));
+  if (how.gamma != nullptr) {
+    widen_row(from, x, n);
+    const W norm = norm_of(x, n);
+    const W root = static_cast<W>(__builtin_sqrt(static_cast<double>(n)));
+    for (int i = 0; i < n; ++i) x[i] = x[i] / norm;
+    if (gamma_sum != nullptr)
+      for (int i = 0; i < n; ++i) gamma_sum[i] += g[i] * x[i] * root;
+    for (int i = 0; i < n; ++i) g[i] = g[i] * how.gamma[i] * (root / norm);
+    const W along = norm > static_cast<W>(1e-12) ? dot(g, x, n) : W(0);
+    for (int i = 0; i < n; ++i) g[i] = g[i] - x[i] * along;
+  }
+  for (int i = 0; i < n; ++i) narrow(g[i], out + i);
+}
+
+template <class T>
+inline Preparation<wide<T>> query_preparation(const Attention<T>& in, int64_t head) {
+  const int64_t at = head * in.head_dim;
+  return {in.q_gamma == nullptr ? nullptr : in.q_gamma + at, in.coords, in.rope, in.rope_length,
+          in.rope_pairs, in.head_dim, in.scale};
+}
+template <class T>
+inline Preparation<wide<T>> key_preparation(const Attention<T>& in, int64_t head) {
+  const int64_t at = head * in.head_dim;
+  return {in.k_gamma == nullptr ? nullptr : in.k_gamma + at, in.coords, in.rope, in.rope_length,
+          in.rope_pairs, in.head_dim, wide<T>(1)};
+}
+
+// (count, n) to panels [n][kPanel] of `count` rounded up to a register; what is beside is zero.
+template <class W>
+inline void pack_transposed(const W* rows, int64_t count, int n, W* panels) {
+  constexpr int kWidth = kPanel<W>;
+  const int64_t padded = round_up(count, kLanes<W>);
+  for (int64_t first = 0; first < padded; first += kWidth, panels += kWidth * n) {
+    const int64_t here = smaller(kWidth, count - first);
+    const int64_t there = smaller(kWidth, padded - first);
+    for (int d = 0; d < n; ++d) {
+      const W* from = rows + first * n + d;
+      W* to = panels + kWidth * d;
+      for (int64_t i = 0; i < here; ++i) to[i] = from[i * n];
+      for (int64_t i = here < 0 ? 0 : here; i < there; ++i) to[i] = 0;
+    }
+  }
+}
+
+// Hands out the scratch memory.
+struct Scratch {
+  unsigned char* at;
+  template <class W>
+  W* take(int64_t count) {
+    W* here = reinterpret_cast<W*>(at);
+    at += round_up(count * static_cast<int64_t>(sizeof(W)), 64);
+    return here;
+  }
+};
+
+// ---- Forward -----------------------------------------------------------------------------------
+
+// Scores (rows, ld) of `keys` keys in place: p = exp(s - largest), of all that were seen so far; the
+// rows' earlier results are scaled by exp(former largest - largest).
+template <class W>
+inline void softmax_rows(W* scores, int64_t rows, int64_t ld, int64_t keys, W* largest, W* sum,
+                         W* out, int head_dim, bool first) {
+  const W infinity = static_cast<W>(__builtin_huge_val());
+  for (int64_t i = 0; i < rows; ++i) {
+    W* row = scores + i * ld;
+    const int64_t padded = round_up(keys, kLanes<W>);
+    for (int64_t k = keys; k < padded; ++k) row[k] = -infinity;
+    Vector<W> most = load(row);
+    for (int64_t k = kLanes<W>; k < padded; k += kLanes<W>) most = larger(load(row + k), most);
+    W top = largest_lane(most);
+    if (!first && largest[i] > top) top = largest[i];
+    const Vector<W> subtract = broadcast(top);
+    Vector<W> total = zero<W>();
+    for (int64_t k = 0; k < padded; k += kLanes<W>) {
+      const Vector<W> p = exponential(load(row + k) - subtract);
+      store(row + k, p);
+      total = total + p;
+    }
+    if (!first) {
+      W shrink[kLanes<W>];
+      store(shrink, exponential(broadcast(largest[i] - top)));
+      sum[i] *= shrink[0];
+      for (int d = 0; d < head_dim; ++d) out[i * head_dim + d] *= shrink[0];
+    }
+    sum[i] = (first ? W(0) : sum[i]) + sum_of_lanes(total);
+    largest[i] = top;
+  }
+}
+
+template <class T>
+void forward_item(const AttentionForward<T>& task, const AttentionItem& item, int64_t head,
+                  void* scratch) {
+  using W = wide<T>;
+  const Attention<T>& in = task.in;
+  const int n = in.head_dim;
+  const int64_t columns = round_up(n, kLanes<W>), queries = item.end_q - item.begin_q;
+  Scratch memory{static_cast<unsigned char*>(scratch)};
+  auto* const query_rows = memory.take<int64_t>(kQueryChunk);
+  auto* const key_rows = memory.take<int64_t>(kKeyChunk);
+  W* const q = memory.take<W>(kQueryChunk * kMaxHeadDim);
+  W* const out = memory.take<W>(kQueryChunk * kMaxHeadDim);
+  W* const largest = memory.take<W>(kQueryChunk);
+  W* const sum = memory.take<W>(kQueryChunk);
+  W* const k = memory.take<W>(kKeyChunk * kMaxHeadDim);
+  W* const k_panels = memory.take<W>((kKeyChunk + kPanel<W>)*kMaxHeadDim);
+  W* const v = memory.take<W>(kKeyChunk * kMaxHeadDim);
+  W* const scores = memory.take<W>(kQueryBlock * kKeyChunk);
+
+  rows_of(in.queries, item.sequence, item.begin_q, item.end_q, query_rows);
+  const Preparation<W> query_how = query_preparation(in, head), key_how = key_preparation(in, head);
+  for (int64_t i = 0; i < queries; ++i)
+    prepare_row(head_row(in.q, query_rows[i], head), q + i * n, query_how, query_rows[i]);
+
+  const int32_t first_key = in.keys.offsets[item.sequence];
+  const int32_t end_key = in.keys.offsets[item.sequence + 1];
+  for (int32_t begin = first_key; begin < end_key; begin += kKeyChunk) {
+    const int32_t end = end_key - begin < kKeyChunk ? end_key : begin + kKeyChunk;
+    const int64_t keys = end - begin, ld = round_up(keys, kLanes<W>);
+    rows_of(in.keys, item.sequence, begin, end, key_rows);
+    for (int64_t j = 0; j < keys; ++j) {
+      prepare_row(head_row(in.k, key_rows[j], head), k + j * n, key_how, key_rows[j]);
+      W* const to = v + j * columns;
+      widen_row(head_row(in.v, key_rows[j], head), to, n);
+      for (int64_t d = n; d < columns; ++d) to[d] = 0;
+    }
+    pack_transposed(k, keys, n, k_panels);
+    const bool first = begin == first_key;
+    for (int64_t i = 0; i < queries; i += kQueryBlock) {
+      const int64_t rows = smaller(kQueryBlock, queries - i);
+      product<W>(rows, ld, n, q + i * n, n, 1, k_panels, kPanel<W>, kPanel<W>*n, scores, ld, false);
+      softmax_rows(scores, rows, ld, keys, largest + i, sum + i, out + i * columns,
+                   static_cast<int>(columns), first);
+      product<W>(rows, columns, keys, scores, ld, 1, v, columns, kPanel<W>, out + i * columns,
+                 columns, !first);
+    }
+  }
+
+  W* const lse = task.lse + head * in.queries.total;
+  const W infinity = static_cast<W>(__builtin_huge_val());
+  for (int64_t i = 0; i < queries; ++i) {
+    T* const to = head_row(task.out, query_rows[i], head);
+    const bool empty = first_key == end_key;
+    const W inverse = empty ? W(0) : W(1) / sum[i];
+    for (int d = 0; d < n; ++d) narrow(empty ? W(0) : out[i * columns + d] * inverse, to + d);
+    lse[query_rows[i]] =
+        empty ? -infinity : largest[i] + static_cast<W>(__builtin_log(static_cast<double>(sum[i])));
+  }
+}
+
+// ---- Backward ----------------------------------------------------------------------------------
+
+// Whole sequences, in chunks of keys, and within these in chunks of queries. With more than one
+// chunk of keys the queries' gradients are summed in the scratch memory.
+template <class T>
+void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t head,
+                   wide<T>* q_gamma_sum, wide<T>* k_gamma_sum, void* scratch) {
+  using W = wide<T>;
+  const Attention<T>& in = task.in;
+  const int n = in.head_dim;
+  const int64_t columns = round_up(n, kLanes<W>);
+  const int32_t first_query = in.queries.offsets[sequence];
+  const int32_t end_query = in.queries.offsets[sequence + 1];
+  const int32_t first_key = in.keys.offsets[sequence], end_key = in.keys.offsets[sequence + 1];
+
+  Scratch memory{static_cast<unsigned char*>(scratch)};
+  auto* const query_rows = memory.take<int64_t>(kQueryChunk);
+  auto* const key_rows = memory.take<int64_t>(kKeyChunk);
+  W* const q = memory.take<W>(kQueryChunk * kMaxHeadDim);
+  W* const grad_out = memory.take<W>(kQueryChunk * kMaxHeadDim);
+  W* const lse = memory.take<W>(kQueryChunk);
+  W* const delta = memory.take<W>(kQueryChunk);
+  W* const k = memory.take<W>(kKeyChunk * kMaxHeadDim);
+  W* const k_panels = memory.take<W>((kKeyChunk + kPanel<W>)*kMaxHeadDim);
+  W* const v = memory.take<W>(kKeyChunk * kMaxHeadDim);
+  W* const v_panels = memory.take<W>((kKeyChunk + kPanel<W>)*kMaxHeadDim);
+  W* const grad_k = memory.take<W>(kKeyChunk * kMaxHeadDim);
+  W* const grad_v = memory.take<W>(kKeyChunk * kMaxHeadDim);
+  W* const p = memory.take<W>(kBackwardQueryBlock * kKeyChunk);
+  W* const ds = memory.take<W>(kBackwardQueryBlock * kKeyChunk);
+  W* const grad_q = memory.take<W>((end_query - first_query) * columns);
+
+  const Preparation<W> query_how = query_preparation(in, head), key_how = key_preparation(in, head);
+  const W* const lse_of_head = task.lse + head * in.queries.total;
+  for (int32_t begin = first_key; begin < end_key; begin += kKeyChunk) {
+    const int32_t end = end_key - begin < kKeyChunk ? end_key : begin + kKeyChunk;
+    const int64_t keys = end - begin, ld = round_up(keys, kLanes<W>);
+    rows_of(in.keys, sequence, begin, end, key_rows);
+    for (int64_t j = 0; j < keys; ++j) {
+      W* const to = k + j * columns;
+      prepare_row(head_row(in.k, key_rows[j], head), to, key_how, key_rows[j]);
+      for (int64_t d = n; d < columns; ++d) to[d] = 0;
+      widen_row(head_row(in.v, key_rows[j], head), v + j * n, n);
+    }
+    if (columns == n) {
+      pack_transposed(k, keys, n, k_panels);
+    } else {  // the unpadded rows, for once
+      for (int64_t j = 0; j < keys; ++j)
+        for (int d = 0; d < n; ++d) grad_k[j * n + d] = k[j * columns + d];
+      pack_transposed(grad_k, keys, n, k_panels);
+    }
+    pack_transposed(v, keys, n, v_panels);
+    for (int64_t i = 0; i < keys * columns; ++i) grad_k[i] = 0;
+    for (int64_t i = 0; i < keys * columns; ++i) grad_v[i] = 0;
+
+    for (int32_t begin_q = first_query; begin_q < end_query; begin_q += kQueryChunk) {
+      const int32_t end_q = end_query - begin_q < kQueryChunk ? end_query : begin_q + kQueryChunk;
+      const int64_t queries = end_q - begin_q;
+      rows_of(in.queries, sequence, begin_q, end_q, query_rows);
+      for (int64_t i = 0; i < queries; ++i) {
+        const int64_t row = query_rows[i];
+        W* const to = q + i * columns;
+        prepare_row(head_row(in.q, row, head), to, query_how, row);
+        W* const g = grad_out + i * columns;
+        widen_row(head_row(task.grad_out, row, head), g, n);
+        W o[kMaxHeadDim];
+        widen_row(head_row(task.out, row, head), o, n);
+        delta[i] = dot(g, o, n);
+        lse[i] = lse_of_head[row];
+        for (int64_t d = n; d < columns; ++d) to[d] = g[d] = 0;
+      }
+      W* const grad_q_chunk = grad_q + (begin_q - first_query) * columns;
+      for (int64_t i = 0; i < queries; i += kBackwardQueryBlock) {
+        const int64_t rows = smaller(kBackwardQueryBlock, queries - i);
+        const W *const q_rows = q + i * columns, *const g_rows = grad_out + i * columns;
+        product<W>(rows, ld, n, q_rows, columns, 1, k_panels, kPanel<W>, kPanel<W>*n, p, ld, false);
+        product<W>(rows, ld, n, g_rows, columns, 1, v_panels, kPanel<W>, kPanel<W>*n, ds, ld,
+                   false);
+        for (int64_t r = 0; r < rows; ++r) {
+          const Vector<W> subtract = broadcast(lse[i + r]), less = broadcast(delta[i + r]);
+          W *const p_row = p + r * ld, *const ds_row = ds + r * ld;
+          for (int64_t j = 0; j < ld; j += kLanes<W>) {
+            const Vector<W> here = exponential(load(p_row + j) - subtract);
+            store(p_row + j, here);
+            store(ds_row + j, here * (load(ds_row + j) - less));
+          }
+        }
+        product<W>(rows, columns, keys, ds, ld, 1, k, columns, kPanel<W>,
+                   grad_q_chunk + i * columns, columns, begin != first_key);
+        product<W>(keys, columns, rows, p, 1, ld, g_rows, columns, kPanel<W>, grad_v, columns,
+                   true);
+        product<W>(keys, columns, rows, ds, 1, ld, q_rows, columns, kPanel<W>, grad_k, columns,
+                   true);
+      }
+    }
+    for (int64_t j = 0; j < keys; ++j) {
+      const int64_t row = key_rows[j];
+      prepare_row_backward(head_row(in.k, row, head), grad_k + j * columns,
+                           head_row(task.grad_k, row, head), k_gamma_sum, key_how, row);
+      T* const to = head_row(task.grad_v, row, head);
+      for (int d = 0; d < n; ++d) narrow(grad_v[j * columns + d], to + d);
+    }
+  }
+
+  if (first_key == end_key)
+    for (int64_t i = 0; i < (end_query - first_query) * columns; ++i) grad_q[i] = 0;
+  for (int32_t begin_q = first_query; begin_q < end_query; begin_q += kQueryChunk) {
+    const int32_t end_q = end_query - begin_q < kQueryChunk ? end_query : begin_q + kQueryChunk;
+    rows_of(in.queries, sequence, begin_q, end_q, query_rows);
+    for (int64_t i = 0; i < end_q - begin_q; ++i) {
+      const int64_t row = query_rows[i];
+      prepare_row_backward(head_row(in.q, row, head),
+                           grad_q + (begin_q - first_query + i) * columns,
+                           head_row(task.grad_q, row, head), q_gamma_sum, query_how, row);
+    }
+  }
+}
+
+}  // namespace
+
+#define FASTSHAPE_DEFINE_FOR(suffix, T)                                                         \
+  void attention_item_##suffix(const AttentionForward<T>& task, const AttentionItem& item,      \
+                               int64_t head, void* scratch) {                                   \
+    forward_item(task, item, head, scratch);                                                    \
+  }                                                                                             \
+  void attention_backward_item_##suffix(const AttentionBackward<T>& task, int64_t sequence,     \
+                                        int64_t head, wide<T>* q_gamma_sum,                     \
+                                        wide<T>* k_gamma_sum, void* scratch) {                  \
+    backward_item(task, sequence, head, q_gamma_sum, k_gamma_sum, scratch);                     \
+  }
+#define FASTSHAPE_DEFINE_ATTENTION(suffix) \
+  FASTSHAPE_DEFINE_FOR(suffix, float)      \
+  FASTSHAPE_DEFINE_FOR(suffix, double)     \
+  FASTSHAPE_DEFINE_FOR(suffix, BFloat16)   \
+  FASTSHAPE_DEFINE_FOR(suffix, Float16)
+
+}  // namespace fastshape::cpu
