@@ -5,6 +5,7 @@
 #include "bindings/tensor.h"
 #include "bindings/workspaces.h"
 #include "quantize/code_sums.h"
+#include "quantize/multiscale.h"
 #include "quantize/nearest_code.h"
 #include "quantize/residual_quantize.h"
 
@@ -290,6 +291,247 @@ void residual_decode(const Tensor& codes, const Tensor& codebooks, const Tensor&
   });
 }
 
+// ---- multiscale_quantize -----------------------------------------------------------------------
+
+// Height, width and phi of every scale, one after the other.
+struct ScaleSizes {
+  int64_t num_scales, num_tokens, max_tokens, factors, bands;
+};
+
+ScaleSizes require_sizes(const py::sequence& sizes, int64_t height, int64_t width) {
+  ScaleSizes total{static_cast<int64_t>(py::len(sizes)) / 3, 0, 0, 0, 0};
+  FASTSHAPE_CHECK_VALUE(
+      total.num_scales >= 1 && total.num_scales <= kMaxScales && py::len(sizes) % 3 == 0,
+      "there must be 1 to 32 scales, got ", total.num_scales);
+  FASTSHAPE_CHECK_VALUE(height >= 1 && width >= 1 && height * width <= (int64_t{1} << 24),
+                        "the grid must have 1 to 2^24 cells, got ", height, " x ", width);
+  for (int64_t s = 0; s < total.num_scales; ++s) {
+    const auto h = py::cast<int64_t>(sizes[3 * s]), w = py::cast<int64_t>(sizes[3 * s + 1]);
+    FASTSHAPE_CHECK_VALUE(h >= 1 && w >= 1 && h * w <= (int64_t{1} << 24), "scale ", s,
+                          " must have 1 to 2^24 tokens, got ", h, " x ", w);
+    total.num_tokens += h * w;
+    total.max_tokens = h * w > total.max_tokens ? h * w : total.max_tokens;
+    total.factors += 2 * (h * height + w * width);
+    total.bands += 2 * (2 * h + 2 * w + height + width);
+  }
+  return total;
+}
+
+template <class T>
+Multiscale<T> multiscale_task(const Tensor& codebook, const Tensor& factors, const Tensor& bands,
+                              const py::sequence& sizes, int64_t height, int64_t width,
+                              const std::optional<Tensor>& phi_weight,
+                              const std::optional<Tensor>& phi_bias, double ratio, bool cosine,
+                              int64_t batch) {
+  Multiscale<T> task{};
+  task.batch = batch;
+  task.height = static_cast<int>(height);
+  task.width = static_cast<int>(width);
+  task.cells = height * width;
+  task.dim = static_cast<int>(codebook.size(1));
+  task.num_scales = static_cast<int>(py::len(sizes) / 3);
+  const T* factor = factors.data<T>();
+  const int32_t* band = bands.data<int32_t>();
+  const auto take = [](auto*& from, int64_t count) {
+    auto* const here = from;
+    from += count;
+    return here;
+  };
+  for (int s = 0; s < task.num_scales; ++s) {
+    Scale<T>& scale = task.scales[s];
+    const auto h = py::cast<int64_t>(sizes[3 * s]), w = py::cast<int64_t>(sizes[3 * s + 1]);
+    scale.height = static_cast<int>(h);
+    scale.width = static_cast<int>(w);
+    scale.phi = py::cast<int>(sizes[3 * s + 2]);
+    scale.first_token = task.num_tokens;
+    task.num_tokens += h * w;
+    scale.down_y = take(factor, h * height);
+    scale.down_x = take(factor, w * width);
+    scale.up_y = take(factor, height * h);
+    scale.up_x = take(factor, width * w);
+    scale.down_y_band = take(band, 2 * h);
+    scale.down_x_band = take(band, 2 * w);
+    scale.up_y_band = take(band, 2 * height);
+    scale.up_x_band = take(band, 2 * width);
+    scale.up_y_columns = take(band, 2 * h);
+    scale.up_x_columns = take(band, 2 * w);
+  }
+  task.codebook = codebook.data<T>();
+  task.num_codes = codebook.size(0);
+  task.cosine = cosine;
+  if (phi_weight) {
+    task.phi_weight = phi_weight->data<T>();
+    task.phi_bias = phi_bias->data<T>();
+    task.num_phis = static_cast<int>(phi_weight->size(0));
+  }
+  task.ratio = static_cast<T>(ratio);
+  return task;
+}
+
+// What forward and backward have in common.
+ScaleSizes require_multiscale(const Tensor& codebook, const Tensor& factors, const Tensor& bands,
+                              const py::sequence& sizes, int64_t height, int64_t width,
+                              const std::optional<Tensor>& phi_weight,
+                              const std::optional<Tensor>& phi_bias) {
+  require_codebook(codebook);
+  const int64_t dim = codebook.size(1);
+  const ScaleSizes total = require_sizes(sizes, height, width);
+  require_output(codebook, "codebook", factors, "factors", {total.factors}, "(factors,)");
+  require(bands, "bands", {DType::int32}, {total.bands}, "(bands,)");
+  require_same_device(codebook, "codebook", bands, "bands");
+  FASTSHAPE_CHECK_VALUE(phi_weight.has_value() == phi_bias.has_value(),
+                        "`phi_weight` and `phi_bias` come together");
+  if (phi_weight) {
+    require_output(codebook, "codebook", *phi_weight, "phi_weight", {-1, 3, 3, dim, dim},
+                   "(P, 3, 3, D, D)");
+    require_output(codebook, "codebook", *phi_bias, "phi_bias", {phi_weight->size(0), dim},
+                   "(P, D)");
+    for (int64_t s = 0; s < total.num_scales; ++s) {
+      const auto phi = py::cast<int64_t>(sizes[3 * s + 2]);
+      FASTSHAPE_CHECK_VALUE(phi >= 0 && phi < phi_weight->size(0), "`phi_index` must be in [0, ",
+                            phi_weight->size(0), "), got ", phi, " for scale ", s);
+    }
+  }
+  return total;
+}
+
+template <class T>
+T* optional_data(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->data<T>() : nullptr;
+}
+
+size_t multiscale_workspace_bytes(int64_t num_codes, int64_t dim, int64_t max_rows,
+                                  int64_t grid_rows, bool is_double, bool cuda_device) {
+  require_codebook_sizes("codebook", num_codes, dim);
+  static_cast<void>(max_rows), static_cast<void>(grid_rows);
+  const int d = static_cast<int>(dim);
+  return bytes_for(is_double, [&](auto zero) {
+    using T = decltype(zero);
+    return bytes_on(
+        cuda_device, FASTSHAPE_CPU_BYTES(multiscale_workspace_bytes<T>(num_codes, d)),
+        FASTSHAPE_CUDA_BYTES(multiscale_workspace_bytes<T>(num_codes, d, max_rows, grid_rows)));
+  });
+}
+
+void multiscale_quantize(const std::optional<Tensor>& z, const Tensor& codebook,
+                         const Tensor& factors, const Tensor& bands, const py::sequence& sizes,
+                         int64_t height, int64_t width, const std::optional<Tensor>& phi_weight,
+                         const std::optional<Tensor>& phi_bias, double ratio, bool cosine,
+                         const Tensor& workspace, const Tensor& codes, const Tensor& quantized,
+                         const std::optional<Tensor>& square_error,
+                         const std::optional<Tensor>& residuals,
+                         const std::optional<Tensor>& inputs, const std::optional<Tensor>& counts) {
+  const ScaleSizes total =
+      require_multiscale(codebook, factors, bands, sizes, height, width, phi_weight, phi_bias);
+  const int64_t dim = codebook.size(1), cells = height * width;
+  require(codes, "codes", {DType::int64}, {-1, total.num_tokens}, "(B, T)");
+  require_same_device(codebook, "codebook", codes, "codes");
+  const int64_t batch = codes.size(0);
+  if (z) {
+    require(*z, "z", kFloats, {batch, cells, dim}, "(B, M, D)");
+    require_like(codebook, "codebook", *z, "z");
+  }
+  require_output(codebook, "codebook", quantized, "quantized", {batch, cells, dim}, "(B, M, D)");
+  if (square_error)
+    require_output(codebook, "codebook", *square_error, "square_error",
+                   {total.num_scales, batch, cells}, "(S, B, M)");
+  FASTSHAPE_CHECK_VALUE(z.has_value() == square_error.has_value(),
+                        "`z` and `square_error` come together");
+  if (residuals)
+    require_output(codebook, "codebook", *residuals, "residuals",
+                   {total.num_scales, batch, cells, dim}, "(S, B, M, D)");
+  const int64_t first =
+      py::cast<int64_t>(sizes[0]) * py::cast<int64_t>(sizes[1]);  // tokens of scale 0
+  if (inputs)
+    require_output(codebook, "codebook", *inputs, "inputs", {batch, total.num_tokens - first, dim},
+                   "(B, T - tokens of scale 0, D)");
+  int64_t* const count = require_counts(codebook, counts, total.num_scales * codebook.size(0));
+  const Workspace space = open_workspace(codebook, "codebook", workspace);
+  require_workspace(space,
+                    multiscale_workspace_bytes(codebook.size(0), dim, batch * total.max_tokens,
+                                               batch * cells, codebook.dtype() == DType::float64,
+                                               codebook.device() == Device::cuda));
+  with_dtype(codebook, [&](auto zero) {
+    using T = decltype(zero);
+    const auto task = multiscale_task<T>(codebook, factors, bands, sizes, height, width, phi_weight,
+                                         phi_bias, ratio, cosine, batch);
+    const MultiscaleForward<T> out{optional_data<T>(z),
+                                   codes.data<int64_t>(),
+                                   quantized.data<T>(),
+                                   optional_data<T>(square_error),
+                                   optional_data<T>(residuals),
+                                   optional_data<T>(inputs),
+                                   count};
+    run(codebook, FASTSHAPE_CPU(cpu::multiscale_quantize(task, out, space.data)),
+        FASTSHAPE_CUDA(cuda::multiscale_quantize(task, out, space.data, stream)));
+  });
+}
+
+size_t multiscale_backward_workspace_bytes(int64_t dim, int64_t grid_rows, int64_t num_scales,
+                                           bool is_double, bool cuda_device) {
+  require_codebook_sizes("codebook", 1, dim);
+  static_cast<void>(grid_rows), static_cast<void>(num_scales);
+  [[maybe_unused]] const int d = static_cast<int>(dim), scales = static_cast<int>(num_scales);
+  return bytes_for(is_double, [&](auto zero) {
+    using T [[maybe_unused]] = decltype(zero);
+    return bytes_on(
+        cuda_device, [] { return size_t{0}; },
+        FASTSHAPE_CUDA_BYTES(multiscale_backward_workspace_bytes<T>(d, grid_rows, scales)));
+  });
+}
+
+void multiscale_backward(const Tensor& codes, const Tensor& residuals, const Tensor& codebook,
+                         const Tensor& factors, const Tensor& bands, const py::sequence& sizes,
+                         int64_t height, int64_t width, const std::optional<Tensor>& phi_weight,
+                         const std::optional<Tensor>& phi_bias, double ratio,
+                         const Tensor& residual_weights, const Tensor& code_weights,
+                         const Tensor& workspace, const Tensor& grad_z, const Tensor& grad_codes,
+                         const std::optional<Tensor>& grad_phi_weight,
+                         const std::optional<Tensor>& grad_phi_bias) {
+  const ScaleSizes total =
+      require_multiscale(codebook, factors, bands, sizes, height, width, phi_weight, phi_bias);
+  const int64_t dim = codebook.size(1), cells = height * width;
+  require(codes, "codes", {DType::int64}, {-1, total.num_tokens}, "(B, T)");
+  require_same_device(codebook, "codebook", codes, "codes");
+  const int64_t batch = codes.size(0);
+  require_output(codebook, "codebook", residuals, "residuals",
+                 {total.num_scales, batch, cells, dim}, "(S, B, M, D)");
+  require_output(codebook, "codebook", residual_weights, "residual_weights", {total.num_scales},
+                 "(S,)");
+  require_output(codebook, "codebook", code_weights, "code_weights", {total.num_scales}, "(S,)");
+  require_output(codebook, "codebook", grad_z, "grad_z", {batch, cells, dim}, "(B, M, D)");
+  require_output(codebook, "codebook", grad_codes, "grad_codes", {batch, total.num_tokens, dim},
+                 "(B, T, D)");
+  FASTSHAPE_CHECK_VALUE(phi_weight.has_value() == grad_phi_weight.has_value() &&
+                            phi_weight.has_value() == grad_phi_bias.has_value(),
+                        "gradients of phi are given where phi is");
+  if (phi_weight) {
+    require_output(codebook, "codebook", *grad_phi_weight, "grad_phi_weight",
+                   {phi_weight->size(0), 3, 3, dim, dim}, "(P, 3, 3, D, D)");
+    require_output(codebook, "codebook", *grad_phi_bias, "grad_phi_bias",
+                   {phi_weight->size(0), dim}, "(P, D)");
+  }
+  const Workspace space = open_workspace(codebook, "codebook", workspace);
+  require_workspace(space, multiscale_backward_workspace_bytes(dim, batch * cells, total.num_scales,
+                                                               codebook.dtype() == DType::float64,
+                                                               codebook.device() == Device::cuda));
+  with_dtype(codebook, [&](auto zero) {
+    using T = decltype(zero);
+    const auto task = multiscale_task<T>(codebook, factors, bands, sizes, height, width, phi_weight,
+                                         phi_bias, ratio, false, batch);
+    const MultiscaleBackward<T> out{codes.data<int64_t>(),
+                                    residuals.data<T>(),
+                                    residual_weights.data<T>(),
+                                    code_weights.data<T>(),
+                                    grad_z.data<T>(),
+                                    grad_codes.data<T>(),
+                                    optional_data<T>(grad_phi_weight),
+                                    optional_data<T>(grad_phi_bias)};
+    run(codebook, FASTSHAPE_CPU(cpu::multiscale_backward(task, out)),
+        FASTSHAPE_CUDA(cuda::multiscale_backward(task, out, space.data, stream)));
+  });
+}
+
 }  // namespace
 
 void bind_quantize(py::module_& m) {
@@ -314,6 +556,22 @@ void bind_quantize(py::module_& m) {
         py::arg("code_weights"), py::arg("grad_x"), py::arg("grad_codes"));
   m.def("residual_decode", &residual_decode, py::arg("codes"), py::arg("codebooks"),
         py::arg("quantized"));
+  m.def("multiscale_quantize", &multiscale_quantize, py::arg("z"), py::arg("codebook"),
+        py::arg("factors"), py::arg("bands"), py::arg("sizes"), py::arg("height"), py::arg("width"),
+        py::arg("phi_weight"), py::arg("phi_bias"), py::arg("ratio"), py::arg("cosine"),
+        py::arg("workspace"), py::arg("codes"), py::arg("quantized"), py::arg("square_error"),
+        py::arg("residuals"), py::arg("inputs"), py::arg("counts"));
+  m.def("multiscale_workspace_bytes", &multiscale_workspace_bytes, py::arg("num_codes"),
+        py::arg("dim"), py::arg("max_rows"), py::arg("grid_rows"), py::arg("is_double"),
+        py::arg("cuda"));
+  m.def("multiscale_backward", &multiscale_backward, py::arg("codes"), py::arg("residuals"),
+        py::arg("codebook"), py::arg("factors"), py::arg("bands"), py::arg("sizes"),
+        py::arg("height"), py::arg("width"), py::arg("phi_weight"), py::arg("phi_bias"),
+        py::arg("ratio"), py::arg("residual_weights"), py::arg("code_weights"),
+        py::arg("workspace"), py::arg("grad_z"), py::arg("grad_codes"), py::arg("grad_phi_weight"),
+        py::arg("grad_phi_bias"));
+  m.def("multiscale_backward_workspace_bytes", &multiscale_backward_workspace_bytes, py::arg("dim"),
+        py::arg("grid_rows"), py::arg("num_scales"), py::arg("is_double"), py::arg("cuda"));
 }
 
 }  // namespace fastshape

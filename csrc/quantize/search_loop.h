@@ -10,57 +10,23 @@
 #include <cstdint>
 #include <limits>
 
+#include "quantize/lanes.h"
 #include "quantize/search_cpu.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // nothing here crosses a translation unit
-#endif
 
 namespace fastshape {
 namespace {
 
-#define FASTSHAPE_INLINE __attribute__((always_inline)) inline
-
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
 constexpr int kTileRows = 6;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-constexpr int kTileRows = 4;
 #else
-constexpr int kVectorBytes = 16;
 constexpr int kTileRows = 4;
 #endif
 constexpr int kTileVectors = 2;
 constexpr int kCodeBlockBytes = 16 * 1024;
 
-template <class T>
-struct Lanes;
-template <>
-struct Lanes<float> {
-  typedef float Vector __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t Index __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t Integer;
-};
-template <>
-struct Lanes<double> {
-  typedef double Vector __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t Index __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t Integer;
-};
-template <class T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-
 // Vectors of codes are numbered through: so many to a panel.
 template <class T>
 constexpr int kVectorsOfPanel = kPanel / kLanes<T>;
-
-template <class T>
-FASTSHAPE_INLINE typename Lanes<T>::Vector load(const T* p) {
-  typename Lanes<T>::Vector v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return v;
-}
 
 // Scores of the tile's rows, components at x[component * kTileRows + row], for the vectors of codes
 // from `first` on.

@@ -1,5 +1,7 @@
 """The extension module. Use :mod:`fastshape.ops`: it checks, allocates and differentiates."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 __version__: str
@@ -554,3 +556,49 @@ def residual_quantize_backward(
     grad_codes: Tensor | None,
 ) -> None: ...
 def residual_decode(codes: Tensor, codebooks: Tensor, quantized: Tensor) -> None: ...
+def multiscale_quantize(
+    z: Tensor | None,
+    codebook: Tensor,
+    factors: Tensor,
+    bands: Tensor,
+    sizes: Sequence[int],
+    height: int,
+    width: int,
+    phi_weight: Tensor | None,
+    phi_bias: Tensor | None,
+    ratio: float,
+    cosine: bool,
+    workspace: Tensor,
+    codes: Tensor,
+    quantized: Tensor,
+    square_error: Tensor | None,
+    residuals: Tensor | None,
+    inputs: Tensor | None,
+    counts: Tensor | None,
+) -> None: ...
+def multiscale_workspace_bytes(
+    num_codes: int, dim: int, max_rows: int, grid_rows: int, is_double: bool, cuda: bool
+) -> int: ...
+def multiscale_backward(
+    codes: Tensor,
+    residuals: Tensor,
+    codebook: Tensor,
+    factors: Tensor,
+    bands: Tensor,
+    sizes: Sequence[int],
+    height: int,
+    width: int,
+    phi_weight: Tensor | None,
+    phi_bias: Tensor | None,
+    ratio: float,
+    residual_weights: Tensor,
+    code_weights: Tensor,
+    workspace: Tensor,
+    grad_z: Tensor,
+    grad_codes: Tensor,
+    grad_phi_weight: Tensor | None,
+    grad_phi_bias: Tensor | None,
+) -> None: ...
+def multiscale_backward_workspace_bytes(
+    dim: int, grid_rows: int, num_scales: int, is_double: bool, cuda: bool
+) -> int: ...

@@ -37,6 +37,9 @@ GOLDEN_LOGITS = 5e-5
 # What vertices and what goes with them may differ: some roundings of each.
 GOLDEN_SURFACE = 2e-5
 
+# What sums of codes, their losses and statistics may differ: some roundings.
+GOLDEN_CODES = 1e-5
+
 # What logits and normalized latents may differ from the golden where attention is rounded to bfloat16: the
 # largest difference; and where everything is: its root mean square.
 GOLDEN_BFLOAT16 = 2e-2

@@ -188,9 +188,9 @@ def test_golden(backend, golden_folder, name):
     result = ops.residual_quantize(backend.put(x), on, cosine=cosine, return_counts=True)
     same = assert_same_codes(result.codes.cpu(), g["out.eval.indices"], g["out.eval.argmin_margin"])
     assert same.all()  # so everything below can be compared whole
-    testing.assert_golden(result.quantized, g["out.eval.quantized"], 1e-5)
+    testing.assert_golden(result.quantized, g["out.eval.quantized"], testing.GOLDEN_CODES)
     decoded = ops.residual_decode(backend.put(g["out.eval.indices"]), on)
-    testing.assert_golden(decoded, g["out.eval.output_from_indices"], 1e-5)
+    testing.assert_golden(decoded, g["out.eval.output_from_indices"], testing.GOLDEN_CODES)
     assert torch.equal(result.codes.cpu(), g["out.train.indices"])
 
     # Their module brings what it compares with codes of length one to length one as well, and commits to it.
@@ -198,10 +198,10 @@ def test_golden(backend, golden_folder, name):
         a = backend.put(x).requires_grad_()
         result = ops.residual_quantize(a, on)
         weight = config["commitment_weight"]
-        testing.assert_golden(result.commitment_loss * weight, g["out.train.losses"], 1e-5)
+        testing.assert_golden(result.commitment_loss * weight, g["out.train.losses"], testing.GOLDEN_CODES)
         # They hand the gradient of the sum to x once a level.
         total = levels * (result.quantized * backend.put(w)).mean() + weight * result.commitment_loss.sum()
-        testing.assert_golden(torch.autograd.grad(total, a)[0], g["out.train.grad_x"], 1e-5)
+        testing.assert_golden(torch.autograd.grad(total, a)[0], g["out.train.grad_x"], testing.GOLDEN_CODES)
 
 
 @pytest.mark.parametrize("name", ["vqpt_rvq_a", "vqpt_rvq_shared_a"])
@@ -221,9 +221,9 @@ def test_golden_statistics(backend, golden_folder, name):
         left = left - on[level][code]
         if level == config["num_quantizers"] - 1 or not shared:
             after = f"out.train.after.layers.{level}._codebook"
-            testing.assert_golden(size, g[f"{after}.cluster_size"][0], 1e-5)
-            testing.assert_golden(total, g[f"{after}.embed_avg"][0], 1e-5)
-            testing.assert_golden(book, g[f"{after}.embed"][0], 1e-5)
+            testing.assert_golden(size, g[f"{after}.cluster_size"][0], testing.GOLDEN_CODES)
+            testing.assert_golden(total, g[f"{after}.embed_avg"][0], testing.GOLDEN_CODES)
+            testing.assert_golden(book, g[f"{after}.embed"][0], testing.GOLDEN_CODES)
 
 
 # ---- Operators ---------------------------------------------------------------------------------------------

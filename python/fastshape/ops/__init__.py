@@ -33,6 +33,14 @@ from fastshape.ops.mesh import closest_point as closest_point
 from fastshape.ops.mesh import ray_crossings as ray_crossings
 from fastshape.ops.mesh import ray_parity as ray_parity
 from fastshape.ops.mesh import winding_number as winding_number
+from fastshape.ops.multiscale import MultiscaleCodes as MultiscaleCodes
+from fastshape.ops.multiscale import Resampling as Resampling
+from fastshape.ops.multiscale import grid_resampling as grid_resampling
+from fastshape.ops.multiscale import line_resampling as line_resampling
+from fastshape.ops.multiscale import matrix_resampling as matrix_resampling
+from fastshape.ops.multiscale import multiscale_decode as multiscale_decode
+from fastshape.ops.multiscale import multiscale_residual_quantize as multiscale_residual_quantize
+from fastshape.ops.multiscale import shared_phi_index as shared_phi_index
 from fastshape.ops.quantize import ResidualCodes as ResidualCodes
 from fastshape.ops.quantize import code_sums as code_sums
 from fastshape.ops.quantize import ema_codebook as ema_codebook
@@ -63,5 +71,6 @@ from fastshape.ops.sparse_conv import sparse_conv3d as sparse_conv3d
 from fastshape.ops.tokens import Tokens as Tokens
 from fastshape.ops.tokens import pack_tokens as pack_tokens
 from fastshape.ops.tokens import unpack_tokens as unpack_tokens
+from fastshape.ops.voxels import project_features as project_features
 from fastshape.ops.voxels import voxelize_mesh as voxelize_mesh
 from fastshape.ops.voxels import voxelize_points as voxelize_points

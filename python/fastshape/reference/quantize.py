@@ -105,3 +105,78 @@ def residual_quantize(
         torch.stack(codebook_loss),
         torch.stack(commitment_loss),
     )
+
+
+# ---- Many scales -------------------------------------------------------------------------------------------
+
+
+def _combine(matrix: Tensor, values: Tensor, axis: int) -> Tensor:
+    """``matrix`` (n, m) along an axis of m, summed from left to right."""
+    values = values.movedim(axis, -1)
+    total = torch.zeros(*values.shape[:-1], len(matrix), dtype=values.dtype, device=values.device)
+    for k in range(matrix.shape[1]):
+        total = total + matrix[:, k] * values[..., k, None]
+    return total.movedim(-1, axis)
+
+
+def _convolve(grid: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3 x 3 over (B, H, W, D) with weights (out, in, 3, 3), tap by tap and component by component."""
+    padded = torch.nn.functional.pad(grid, (0, 0, 1, 1, 1, 1))
+    height, width = grid.shape[1:3]
+    total = bias.expand(*grid.shape[:3], -1)
+    for tap in range(9):
+        seen = padded[:, tap // 3 : tap // 3 + height, tap % 3 : tap % 3 + width]
+        for i in range(grid.shape[3]):
+            total = total + weight[:, i, tap // 3, tap % 3] * seen[..., i, None]
+    return total
+
+
+def multiscale_residual_quantize(
+    z: Tensor,
+    codebook: Tensor,
+    grid: tuple[int, int],
+    matrices: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    phi: tuple[Tensor, Tensor] | None = None,
+    phi_index: tuple[int, ...] = (),
+    phi_ratio: float = 0.5,
+    cosine: bool = False,
+    codes: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """codes (B, T), quantized (B, M, D), codebook_loss (S,), commitment_loss (S,), inputs. Differentiable.
+
+    ``matrices`` holds for each scale Down along y and x and Up along y and x. Given ``codes`` are taken.
+    """
+    rest = z.detach().unflatten(1, grid)
+    fhat = torch.zeros_like(rest)
+    found, codebook_loss, commitment_loss, inputs, first = [], [], [], [], 0
+    for s, (down_y, down_x, up_y, up_x) in enumerate(matrices):
+        tokens = _combine(down_y, _combine(down_x, rest, 2), 1)
+        if codes is None:
+            index = nearest_code(tokens.reshape(-1, z.shape[2]), codebook.detach(), cosine)
+        else:
+            index = codes[:, first : first + len(down_y) * len(down_x)]
+        found.append(index.reshape(len(z), -1))
+        first += found[-1].shape[1]
+        taken = codebook[found[-1]].unflatten(1, (len(down_y), len(down_x)))
+        h = _combine(up_y, _combine(up_x, taken, 2), 1)
+        if phi is not None:
+            weight, bias = phi[0][phi_index[s]], phi[1][phi_index[s]]
+            h = (1 - phi_ratio) * h + phi_ratio * _convolve(h, weight, bias)
+        fhat, rest = fhat + h, rest - h.detach()
+        # The loss of what is left as it is counted down: fhat - z but for the rounding.
+        codebook_loss.append((fhat - z.detach().unflatten(1, grid)).square().mean())
+        commitment_loss.append((fhat.detach() - z.unflatten(1, grid)).square().mean())
+        if s + 1 < len(matrices):
+            next_y, next_x = matrices[s + 1][:2]
+            inputs.append(_combine(next_y, _combine(next_x, fhat, 2), 1).flatten(1, 2))
+    quantized = fhat.detach().flatten(1, 2)
+    if z.requires_grad:
+        quantized = z + (quantized - z).detach()
+    later = torch.cat(inputs, 1) if inputs else fhat.new_zeros(len(z), 0, z.shape[2])
+    return (
+        torch.cat(found, 1),
+        quantized,
+        torch.stack(codebook_loss),
+        torch.stack(commitment_loss),
+        later.detach(),
+    )
