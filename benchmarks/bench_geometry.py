@@ -285,3 +285,39 @@ def watertight(
         reference=lambda: volume,
         check=closed,
     )
+
+
+@row(family="geometry", op="voxelize_mesh", shape="100k faces, 256^3", rings=500, sides=100, resolution=256)
+@row(family="geometry", op="voxelize_mesh", shape="1k faces, 1024^3", rings=50, sides=10, resolution=1024)
+def voxelize_mesh(device: torch.device, rings: int, sides: int, resolution: int) -> Case:
+    s = scene(device, rings, sides, 2)
+
+    def touched(voxels: Tensor, samples: Tensor) -> None:
+        """Every sample's voxel is there, and no voxel's center is farther off than half a diagonal."""
+        keys, wanted = (
+            (v[:, 0].long() * resolution + v[:, 1]) * resolution + v[:, 2] for v in (voxels, samples)
+        )
+        assert bool((keys.diff() > 0).all())
+        assert bool(torch.isin(wanted, keys).all())
+        every = voxels[:: max(1, len(voxels) // 20_000)].double()
+        centers = (every + 0.5) * (2 / resolution) - 1
+        found = ops.closest_point(centers, ops.build_bvh(s.vertices.double(), s.faces))
+        assert float(found.distance.max()) <= math.sqrt(3) / resolution * (1 + 1e-9)
+
+    def samples() -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        chosen = torch.randint(len(s.faces), (500_000,), generator=generator).to(device)
+        weights = -torch.rand(500_000, 3, generator=generator, dtype=torch.float64).log().to(device)
+        weights = weights / weights.sum(1, keepdim=True)
+        return ops.voxelize_points(
+            (s.vertices.double()[s.faces[chosen]] * weights[..., None]).sum(1), resolution
+        )
+
+    return Case(
+        run=lambda: ops.voxelize_mesh(s.vertices, s.faces, resolution),
+        reference=samples,
+        check=touched,
+        bytes=s.vertices.nbytes
+        + s.faces.nbytes
+        + 12.0 * len(ops.voxelize_mesh(s.vertices, s.faces, resolution)),
+    )

@@ -53,7 +53,7 @@ def torch_table(coords: Tensor, queries: Tensor, kernel_size: int, stride: int) 
 
 @row(family="sparse", op="neighbor_table", shape="sphere in 64^3", dtype="int32", resolution=64)
 @row(family="sparse", op="neighbor_table", shape="sphere in 128^3", dtype="int32", resolution=128)
-@row(family="sparse", op="neighbor_table", shape="sphere in 512^3", dtype="int32", resolution=512)
+@row(family="sparse", op="neighbor_table", shape="sphere in 256^3", dtype="int32", resolution=256)
 def neighbor_table(device: torch.device, resolution: int) -> Case:
     coords = shuffled(surface_voxels(resolution)).to(device)
     return Case(
@@ -66,7 +66,7 @@ def neighbor_table(device: torch.device, resolution: int) -> Case:
 
 
 @row(family="sparse", op="downsample_voxels", shape="sphere in 128^3", dtype="int32", resolution=128)
-@row(family="sparse", op="downsample_voxels", shape="sphere in 512^3", dtype="int32", resolution=512)
+@row(family="sparse", op="downsample_voxels", shape="sphere in 256^3", dtype="int32", resolution=256)
 def downsample_voxels(device: torch.device, resolution: int) -> Case:
     """Voxels in a random order to the next coarser grid, beside torch.unique of rows."""
     coords = shuffled(surface_voxels(resolution)).to(device)

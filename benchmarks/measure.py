@@ -172,7 +172,7 @@ def interleaved(
                     if not events:
                         synchronize(device)
                     if device.type == "cpu":
-                        time.sleep(_SETTLE_SECONDS)
+                        time.sleep(min(_SETTLE_SECONDS, seconds / 20))
                 _sample(contender, device, events)
             if not waiting:
                 break

@@ -5,6 +5,8 @@ A test compares the file with what this prints: ``python scripts/flexicubes_tabl
 
 from __future__ import annotations
 
+from case_table import entries
+
 from fastshape.reference.flexicubes_table import EDGES, ambiguous_cases, case_vertices
 
 _HEAD = """// The cases of dual marching cubes; printed by scripts/flexicubes_table.py.
@@ -30,19 +32,6 @@ FASTSHAPE_HOST_DEVICE int dual_edge_end(int e) {
 }
 
 """
-
-
-def _entries(name: str, kind: str, comment: str, values: list[int], digits: int, a_line: int) -> str:
-    lines = [
-        "      " + ", ".join(f"0x{v:0{digits}x}" for v in values[i : i + a_line])
-        for i in range(0, len(values), a_line)
-    ]
-    body = ",\n".join(lines)
-    return (
-        f"// {comment}\nFASTSHAPE_HOST_DEVICE {kind} {name}(unsigned cube_case) {{\n"
-        f"  // clang-format off\n  static constexpr {kind} table[256] = {{\n{body}}};\n"
-        f"  // clang-format on\n  return table[cube_case];\n}}\n\n"
-    )
 
 
 def packed_edges(case: int) -> int:
@@ -78,25 +67,28 @@ def table() -> str:
     ambiguities = [packed_ambiguity(case) for case in range(256)]
     return (
         _HEAD % (begins, ends)
-        + _entries(
+        + entries(
             "dual_edges",
             "uint64_t",
+            "cube_case",
             "The edges of the dual vertices, four bits each; from bit 48 how many each vertex has.",
             edges,
             16,
             4,
         )
-        + _entries(
+        + entries(
             "dual_vertices",
             "uint32_t",
+            "cube_case",
             "The dual vertex of each edge, two bits each; from bit 24 their number, from bit 28 the edges'.",
             vertices,
             8,
             8,
         )
-        + _entries(
+        + entries(
             "dual_ambiguity",
             "uint16_t",
+            "cube_case",
             "Bit 15: ambiguous. Bits 8-9: axis of the neighbor, bit 10: below. Bits 0-7: the other case.",
             ambiguities,
             4,

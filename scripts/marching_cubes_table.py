@@ -5,6 +5,8 @@ A test compares the file with what this prints: ``python scripts/marching_cubes_
 
 from __future__ import annotations
 
+from case_table import entries
+
 from fastshape.reference import isosurface
 
 _HEAD = """// The cases of marching cubes; printed by scripts/marching_cubes_table.py.
@@ -30,19 +32,6 @@ FASTSHAPE_HOST_DEVICE int cell_edge_axis(int e) {
 """
 
 
-def _entries(name: str, kind: str, comment: str, values: list[int], digits: int, a_line: int) -> str:
-    lines = [
-        "      " + ", ".join(f"0x{v:0{digits}x}" for v in values[i : i + a_line])
-        for i in range(0, len(values), a_line)
-    ]
-    body = ",\n".join(lines)
-    return (
-        f"// {comment}\nFASTSHAPE_HOST_DEVICE {kind} {name}(unsigned cell_case) {{\n"
-        f"  // clang-format off\n  static constexpr {kind} table[256] = {{\n{body}}};\n"
-        f"  // clang-format on\n  return table[cell_case];\n}}\n\n"
-    )
-
-
 def crossed_edges(case: int) -> int:
     """Bit e: the surface crosses edge e."""
     return sum(
@@ -64,17 +53,19 @@ def table() -> str:
     axis = sum(axis << 4 * edge for edge, (_, axis) in enumerate(isosurface.EDGES))
     return (
         _HEAD % (corner, axis)
-        + _entries(
+        + entries(
             "case_edges",
             "uint16_t",
+            "cell_case",
             "Bit e: the surface crosses edge e.",
             [crossed_edges(case) for case in range(256)],
             3,
             12,
         )
-        + _entries(
+        + entries(
             "case_triangles",
             "uint64_t",
+            "cell_case",
             "The edges of the triangles' corners, four bits each; the number of triangles in the upper four.",
             [packed_triangles(case) for case in range(256)],
             16,

@@ -7,9 +7,9 @@
 // Of a query q and the keys k of its sequence: s = scale * (q . k), p = exp(s - lse), where lse is
 // the logarithm of the sum of all exp(s), out = sum of p * v. A sequence without keys gives zeros.
 // Before that, q and k are each divided by their norm (at least 1e-12) and multiplied by gamma and
-// sqrt(head_dim) if there are gammas; then rotated by their voxel's coordinates if there is a table:
-// features 2 p and 2 p + 1 by the angle of axis p / rope_pairs and frequency p % rope_pairs, those
-// behind the third axis not at all.
+// sqrt(head_dim) if there are gammas; then rotated by their voxel's coordinates if there is a
+// table: features 2 p and 2 p + 1 by the angle of axis p / rope_pairs and frequency p % rope_pairs,
+// those behind the third axis not at all.
 //
 // Arithmetic is in float (double for double). No result depends on how the work was cut or on the
 // number of threads: no atomics, one order for every sum.
@@ -68,11 +68,11 @@ struct Attention {
   HeadRows<const T> q, k, v;
   Sequences queries, keys;
   int64_t num_sequences, num_heads;
-  int head_dim;                                // a multiple of 8, 16 to 128
+  int head_dim;  // a multiple of 8, 16 to 128
   wide<T> scale;
-  const wide<T>*q_gamma, *k_gamma;             // (heads, head_dim), or null
-  const int32_t* coords;                       // (rows, 4), with a table
-  const float* rope;                           // (rope_length, rope_pairs, 2), or null
+  const wide<T>*q_gamma, *k_gamma;  // (heads, head_dim), or null
+  const int32_t* coords;            // (rows, 4), with a table
+  const float* rope;                // (rope_length, rope_pairs, 2), or null
   int rope_length, rope_pairs;
 };
 

@@ -11,8 +11,8 @@ void attention_backward_mma(const AttentionBackward<T>& task, void* workspace,
 
 namespace {
 
-// Of rows 2 ty + r of `a` and tx + 8 c of `b`, one of which are queries: p and its gradient times p.
-// `of_query(r, c)` is the query's place in its tile.
+// Of rows 2 ty + r of `a` and tx + 8 c of `b`, one of which are queries: p and its gradient times
+// p. `of_query(r, c)` is the query's place in its tile.
 template <class W, class OfQuery>
 __device__ __forceinline__ void score_gradients(const W* a, const W* b, const W* grad_a,
                                                 const W* grad_b, int head_dim, const W* lse,
@@ -45,8 +45,7 @@ __device__ __forceinline__ void load_numbers(const AttentionBackward<T>& task, c
     const T* out = head_row(task.out, row < 0 ? 0 : row, head);
     W sum = 0;
     for (int i = 2 * at.tx; i < n && row >= 0; i += 16)
-      for (int j = i; j < i + 2; ++j)
-        sum = fused(widen(out[j]), grad_out[r * pitch(n) + j], sum);
+      for (int j = i; j < i + 2; ++j) sum = fused(widen(out[j]), grad_out[r * pitch(n) + j], sum);
     sum = sum_of_eight(sum);
     if (at.tx == 0) {
       delta[r] = sum;
@@ -94,8 +93,9 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       load_numbers(task, s.rows[1], head, g, s.number[0], s.number[1]);
       __syncthreads();
-      score_gradients(k, q, v, g, n, s.number[0], s.number[1],
-                      [&](int, int c) { return at.tx + 8 * c; }, s.square[0], s.square[1]);
+      score_gradients(
+          k, q, v, g, n, s.number[0], s.number[1], [&](int, int c) { return at.tx + 8 * c; },
+          s.square[0], s.square[1]);
       __syncwarp();
       grad_v.add(s.square[0], g, n, queries.end - queries.begin);
       grad_k.add(s.square[1], q, n, queries.end - queries.begin);
@@ -148,9 +148,9 @@ __global__ void __launch_bounds__(kThreads)
       load_tile(in.k, in.keys, keys, head, &key_how, n, k, nullptr);
       load_tile(in.v, in.keys, keys, head, plain, n, v, nullptr);
       __syncthreads();
-      score_gradients(q, k, g, v, n, s.number[0], s.number[1],
-                      [&](int r, int) { return 2 * at.ty + r; }, static_cast<W*>(nullptr),
-                      s.square[0]);
+      score_gradients(
+          q, k, g, v, n, s.number[0], s.number[1], [&](int r, int) { return 2 * at.ty + r; },
+          static_cast<W*>(nullptr), s.square[0]);
       __syncwarp();
       grad_q.add(s.square[0], k, n, keys.end - keys.begin);
     }
@@ -179,8 +179,7 @@ void attention_backward(const AttentionBackward<T>& task, void*, size_t, cudaStr
   const int64_t key_slots = tile_slots(in.keys, in.num_sequences, kTile);
   const int64_t query_slots = tile_slots(in.queries, in.num_sequences, kTile);
   if (in.num_heads == 0 || in.num_sequences == 0) return;
-  launch(op,
-         narrow_heads ? attention_grad_keys_kernel<T, 8> : attention_grad_keys_kernel<T, 16>,
+  launch(op, narrow_heads ? attention_grad_keys_kernel<T, 8> : attention_grad_keys_kernel<T, 16>,
          blocks(key_slots, task.k_gamma_grad != nullptr), dim3(kThreads),
          plain_shared_bytes(sizeof(wide<T>), in.head_dim, 4, 2), stream, task, key_slots);
   launch(op,

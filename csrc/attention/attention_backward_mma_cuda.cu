@@ -40,10 +40,10 @@ __device__ __forceinline__ void write_sums(const GammaSums<kDim>& sums, float* t
 // `row_at(r)` is -1 where there is none. Gamma's are added to the warp's sums, if wanted.
 template <int kDim, class T, class RowAt>
 __device__ __forceinline__ void write_gradient(float (&grad)[kDim / 8][4],
-                                               const HeadRows<const T>& from,
-                                               const HeadRows<T>& to, int head,
-                                               const Preparation<float>& how, float factor,
-                                               GammaSums<kDim>* sums, RowAt&& row_at) {
+                                               const HeadRows<const T>& from, const HeadRows<T>& to,
+                                               int head, const Preparation<float>& how,
+                                               float factor, GammaSums<kDim>* sums,
+                                               RowAt&& row_at) {
   const int n = how.head_dim;
   const int64_t rows[2] = {row_at(fragment_row()), row_at(fragment_row() + 8)};
 #pragma unroll
@@ -151,8 +151,7 @@ __device__ __forceinline__ void load_numbers(const AttentionBackward<T>& task, i
     sum = sum_of_eight(sum);
     if (loader_piece() == 0) {
       delta[r] = sum;
-      lse[r] = row < 0 ? infinite<float>()
-                       : task.lse[head * task.in.queries.total + row] * kLog2E;
+      lse[r] = row < 0 ? infinite<float>() : task.lse[head * task.in.queries.total + row] * kLog2E;
     }
   }
 }
@@ -240,50 +239,51 @@ __global__ void __launch_bounds__(kThreads)
         }
         if constexpr (kFused) {
 #pragma unroll
-        for (int j = 0; j < kTileQueries / 8; ++j)
+          for (int j = 0; j < kTileQueries / 8; ++j)
 #pragma unroll
-          for (int r = 0; r < 2; ++r)
-            *reinterpret_cast<uint32_t*>(
-                s.ds + (16 * warp + fragment_row() + 8 * r) * kStride<kTileQueries> + 8 * j +
-                fragment_column()) = pack_pair<T>(ds[j][2 * r], ds[j][2 * r + 1]);
-        __syncthreads();
-        if (16 * warp >= num_queries) continue;
-        float grad_q[kDim / 8][4];
-        clear(grad_q);
+            for (int r = 0; r < 2; ++r)
+              *reinterpret_cast<uint32_t*>(
+                  s.ds + (16 * warp + fragment_row() + 8 * r) * kStride<kTileQueries> + 8 * j +
+                  fragment_column()) = pack_pair<T>(ds[j][2 * r], ds[j][2 * r + 1]);
+          __syncthreads();
+          if (16 * warp >= num_queries) continue;
+          float grad_q[kDim / 8][4];
+          clear(grad_q);
 #pragma unroll
-        for (int j = 0; j < kRows; j += 16) {
-          if (j >= num_keys) break;
-          uint32_t left[4];
-          load_a_transposed(left, s.ds + j * kStride<kTileQueries> + 16 * warp,
-                            kStride<kTileQueries>);
+          for (int j = 0; j < kRows; j += 16) {
+            if (j >= num_keys) break;
+            uint32_t left[4];
+            load_a_transposed(left, s.ds + j * kStride<kTileQueries> + 16 * warp,
+                              kStride<kTileQueries>);
 #pragma unroll
-          for (int d = 0; d < kDim / 8; ++d) {
-            uint32_t right[2];
-            load_b(right, s.k + j * kStride<kDim> + 8 * d, kStride<kDim>);
-            mma_m16n8k16<T>(grad_q[d], left, right);
-          }
-        }
-        const bool first = key == begin_key, last = key + kRows >= end_key;
-        if (!(first && last)) {
-#pragma unroll
-          for (int d = 0; d < kDim / 8; ++d)
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              const int at = 16 * warp + fragment_row() + 8 * r, column = 8 * d + fragment_column();
-              if (at >= num_queries || column >= n) continue;
-              auto* const sum = reinterpret_cast<float2*>(
-                  grad_sums + (head * in.queries.total + query + at) * n + column);
-              if (!first) {
-                const float2 former = *sum;
-                grad_q[d][2 * r] = former.x + grad_q[d][2 * r];
-                grad_q[d][2 * r + 1] = former.y + grad_q[d][2 * r + 1];
-              }
-              if (!last) *sum = make_float2(grad_q[d][2 * r], grad_q[d][2 * r + 1]);
+            for (int d = 0; d < kDim / 8; ++d) {
+              uint32_t right[2];
+              load_b(right, s.k + j * kStride<kDim> + 8 * d, kStride<kDim>);
+              mma_m16n8k16<T>(grad_q[d], left, right);
             }
-        }
-        if (last)
-          write_gradient<kDim>(grad_q, in.q, task.grad_q, head, query_how, in.scale, q_sums,
-                               [&](int r) { return query_row(16 * warp + r); });
+          }
+          const bool first = key == begin_key, last = key + kRows >= end_key;
+          if (!(first && last)) {
+#pragma unroll
+            for (int d = 0; d < kDim / 8; ++d)
+#pragma unroll
+              for (int r = 0; r < 2; ++r) {
+                const int at = 16 * warp + fragment_row() + 8 * r,
+                          column = 8 * d + fragment_column();
+                if (at >= num_queries || column >= n) continue;
+                auto* const sum = reinterpret_cast<float2*>(
+                    grad_sums + (head * in.queries.total + query + at) * n + column);
+                if (!first) {
+                  const float2 former = *sum;
+                  grad_q[d][2 * r] = former.x + grad_q[d][2 * r];
+                  grad_q[d][2 * r + 1] = former.y + grad_q[d][2 * r + 1];
+                }
+                if (!last) *sum = make_float2(grad_q[d][2 * r], grad_q[d][2 * r + 1]);
+              }
+          }
+          if (last)
+            write_gradient<kDim>(grad_q, in.q, task.grad_q, head, query_how, in.scale, q_sums,
+                                 [&](int r) { return query_row(16 * warp + r); });
         }
       }
       if (16 * warp >= num_keys) continue;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "attention/attention_loop.h"
@@ -19,11 +20,21 @@ template <class T>
 using BackwardItem = void (*)(const AttentionBackward<T>&, int64_t, int64_t, wide<T>*, wide<T>*,
                               void*);
 
+#if defined(FASTSHAPE_X86)
+// A processor with the other AVX-512 sets may not have this one.
+bool has_bfloat16_products() {
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  return has;
+}
+#endif
+
 template <class T>
 ForwardItem<T> forward_function() {
 #if defined(FASTSHAPE_X86)
   switch (instruction_set()) {
     case InstructionSet::avx512:
+      if constexpr (std::is_same<T, BFloat16>::value)
+        if (has_bfloat16_products()) return attention_item_avx512bf16;
       return attention_item_avx512;
     case InstructionSet::avx2:
       return attention_item_avx2;
@@ -39,6 +50,8 @@ BackwardItem<T> backward_function() {
 #if defined(FASTSHAPE_X86)
   switch (instruction_set()) {
     case InstructionSet::avx512:
+      if constexpr (std::is_same<T, BFloat16>::value)
+        if (has_bfloat16_products()) return attention_backward_item_avx512bf16;
       return attention_backward_item_avx512;
     case InstructionSet::avx2:
       return attention_backward_item_avx2;
@@ -117,24 +130,22 @@ void attention_backward(const AttentionBackward<T>& task) {
   for (int64_t s = 0; s < in.num_sequences; ++s)
     longest = std::max<int64_t>(longest, in.queries.offsets[s + 1] - in.queries.offsets[s]);
   const BackwardItem<T> backward = backward_function<T>();
-  for_shares(in.num_sequences, task.gamma_parts, in.num_heads,
-             scratch_bytes(sizeof(wide<T>), longest),
-             [&](int64_t begin, int64_t end, int64_t head, int64_t share, void* scratch) {
-               const auto sum_of = [&](wide<T>* parts) -> wide<T>* {
-                 if (parts == nullptr) return nullptr;
-                 wide<T>* sum = parts + (share * in.num_heads + head) * in.head_dim;
-                 std::fill(sum, sum + in.head_dim, wide<T>(0));
-                 return sum;
-               };
-               wide<T>*const q_sum = sum_of(task.q_gamma_grad), *const k_sum =
-                                                                    sum_of(task.k_gamma_grad);
-               for (int64_t s = begin; s < end; ++s)
-                 backward(task, s, head, q_sum, k_sum, scratch);
-             });
+  for_shares(
+      in.num_sequences, task.gamma_parts, in.num_heads, scratch_bytes(sizeof(wide<T>), longest),
+      [&](int64_t begin, int64_t end, int64_t head, int64_t share, void* scratch) {
+        const auto sum_of = [&](wide<T>* parts) -> wide<T>* {
+          if (parts == nullptr) return nullptr;
+          wide<T>* sum = parts + (share * in.num_heads + head) * in.head_dim;
+          std::fill(sum, sum + in.head_dim, wide<T>(0));
+          return sum;
+        };
+        wide<T>*const q_sum = sum_of(task.q_gamma_grad), *const k_sum = sum_of(task.k_gamma_grad);
+        for (int64_t s = begin; s < end; ++s) backward(task, s, head, q_sum, k_sum, scratch);
+      });
 }
 
-#define FASTSHAPE_INSTANTIATE(T)                              \
-  template void attention<T>(const AttentionForward<T>&);     \
+#define FASTSHAPE_INSTANTIATE(T)                          \
+  template void attention<T>(const AttentionForward<T>&); \
   template void attention_backward<T>(const AttentionBackward<T>&);
 FASTSHAPE_INSTANTIATE(float)
 FASTSHAPE_INSTANTIATE(double)

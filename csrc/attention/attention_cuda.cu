@@ -14,8 +14,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionForward<T>
   using W = wide<T>;
   const Attention<T>& in = task.in;
   const int n = in.head_dim, head = static_cast<int>(blockIdx.x % in.num_heads);
-  const Tile queries =
-      find_tile(in.queries, in.num_sequences, blockIdx.x / in.num_heads, kTile);
+  const Tile queries = find_tile(in.queries, in.num_sequences, blockIdx.x / in.num_heads, kTile);
   if (queries.begin == queries.end) return;
   const PlainShared<W> s = plain_shared<W>(n, 3, 1);
   W *const q = s.tile[0], *const k = s.tile[1], *const v = s.tile[2], *const p = s.square[0];
@@ -44,8 +43,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionForward<T>
       const W shrink = exponential(largest[r] - top);
       W total = 0;
       for (int c = 0; c < 4; ++c) {
-        const W here =
-            begin + at.tx + 8 * c < end_key ? exponential(scores[r][c] - top) : W(0);
+        const W here = begin + at.tx + 8 * c < end_key ? exponential(scores[r][c] - top) : W(0);
         p[(2 * at.ty + r) * (kTile + 1) + at.tx + 8 * c] = here;
         total = total + here;
       }
@@ -76,8 +74,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionForward<T>
 template <class T>
 void attention(const AttentionForward<T>& task, cudaStream_t stream) {
   const Attention<T>& in = task.in;
-  const int64_t blocks =
-      tile_slots(in.queries, in.num_sequences, kTile) * in.num_heads;
+  const int64_t blocks = tile_slots(in.queries, in.num_sequences, kTile) * in.num_heads;
   if (blocks == 0 || in.queries.total == 0) return;
   const size_t bytes = plain_shared_bytes(sizeof(wide<T>), in.head_dim, 3, 1);
   launch("attention", in.head_dim <= 64 ? attention_kernel<T, 8> : attention_kernel<T, 16>,

@@ -42,8 +42,7 @@ __device__ __forceinline__ Tile find_tile(const Sequences& s, int64_t num_sequen
   int64_t low = 0, count = num_sequences;
   while (count > 1) {  // 32 candidates at a time
     const int64_t step = (count + 31) / 32, ahead = lane_id() * step;
-    const bool before =
-        ahead < count && s.offsets[low + ahead] / size + low + ahead <= slot;
+    const bool before = ahead < count && s.offsets[low + ahead] / size + low + ahead <= slot;
     const int last = __popc(__ballot_sync(kAllLanes, before)) - 1;
     low += last * step;
     count = min(step, count - last * step);

@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #endif
 
@@ -71,6 +72,18 @@ inline Vector<T> larger(Vector<T> a, Vector<T> b) {
   return {a.v > b.v ? a.v : b.v};
 }
 
+// What products of a type are summed in: a word of two bfloat16 is two products, in float.
+template <class T>
+struct Total {
+  using type = T;
+};
+template <>
+struct Total<uint32_t> {
+  using type = float;
+};
+template <class T>
+using total = typename Total<T>::type;
+
 // a * b + c, rounded once where the processor can.
 #if defined(__AVX512F__)
 inline Vector<float> fused(Vector<float> a, Vector<float> b, Vector<float> c) {
@@ -93,6 +106,13 @@ inline Vector<T> fused(Vector<T> a, Vector<T> b, Vector<T> c) {
 }
 #endif
 
+#if defined(__AVX512BF16__)
+// Of bfloat16 in pairs: c + a.low * b.low + a.high * b.high.
+inline Vector<float> fused(Vector<uint32_t> a, Vector<uint32_t> b, Vector<float> c) {
+  return {(Vector<float>::Register)_mm512_dpbf16_ps((__m512)c.v, (__m512bh)a.v, (__m512bh)b.v)};
+}
+#endif
+
 template <class T>
 inline T sum_of_lanes(Vector<T> a) {
   T lane[kLanes<T>];
@@ -109,13 +129,47 @@ inline T largest_lane(Vector<T> a) {
     for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
   return lane[0];
 }
+#if defined(__AVX2__)  // floats, without a way through memory
+inline float sum_of_lanes(__m256 a) {
+  __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+inline float largest_lane(__m256 a) {
+  __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+#if defined(__AVX512F__)
+inline float sum_of_lanes(Vector<float> a) {
+  const __m512 v = (__m512)a.v;
+  return sum_of_lanes(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
+inline float largest_lane(Vector<float> a) {
+  const __m512 v = (__m512)a.v;
+  return largest_lane(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
+#else
+inline float sum_of_lanes(Vector<float> a) { return sum_of_lanes((__m256)a.v); }
+inline float largest_lane(Vector<float> a) { return largest_lane((__m256)a.v); }
+#endif
+#endif
+
+// Zero in the first `valid` lanes, -infinity behind them.
+template <class T>
+inline Vector<T> tail_mask(int64_t valid) {
+  Vector<T> mask;
+  for (int i = 0; i < kLanes<T>; ++i)
+    mask.v[i] = i < valid ? T(0) : -static_cast<T>(__builtin_huge_val());
+  return mask;
+}
 
 // exp(x) for x <= 0 or so: 2^n * exp(r) with |r| <= ln 2 / 2, a polynomial of degree 6 (Taylor's,
 // error 2e-8 / 8 of exp(r)); zero below -87.
 inline Vector<float> exponential(Vector<float> x) {
   typedef int32_t Integers __attribute__((vector_size(kRegisterBytes)));
   const Vector<float> lowest = broadcast(-87.0f);
-  const Vector<float> y = larger(lowest, x);  // of NaN: NaN
+  const Vector<float> y = larger(lowest, x);           // of NaN: NaN
   const Vector<float> magic = broadcast(12582912.0f);  // 1.5 * 2^23: rounds to an integer
   const Vector<float> shifted = fused(y, broadcast(1.44269504f), magic);
   const Vector<float> n = shifted - magic;

@@ -25,23 +25,24 @@ constexpr int kPanel = kTileRegisters * kLanes<W>;  // columns of a tile
 // ---- Products ----------------------------------------------------------------------------------
 
 // c[m][n] (+)= sum over t < depth of a[m * a_row + t * a_step] * b[t * b_step + n], of `Rows` rows
-// and `Registers` registers of columns.
-template <class W, int Rows, int Registers>
-inline void tile(const W* a, int64_t a_row, int64_t a_step, const W* b, int64_t b_step,
-                 int64_t depth, W* c, int64_t c_row, bool add) {
+// and `Registers` registers of columns. With pairs of bfloat16, t counts pairs.
+template <class E, int Rows, int Registers>
+inline void tile(const E* a, int64_t a_row, int64_t a_step, const E* b, int64_t b_step,
+                 int64_t depth, total<E>* c, int64_t c_row, bool add) {
+  using W = total<E>;
   Vector<W> sum[Rows][Registers];
 #pragma GCC unroll 8
   for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 8
     for (int n = 0; n < Registers; ++n)
-      sum[m][n] = add ? load(c + m * c_row + n * kLanes<W>) : zero<W>();
+      sum[m][n] = add ? load(c + m * c_row + n * kLanes<E>) : zero<W>();
   for (int64_t t = 0; t < depth; ++t, a += a_step, b += b_step) {
-    Vector<W> column[Registers];
+    Vector<E> column[Registers];
 #pragma GCC unroll 8
-    for (int n = 0; n < Registers; ++n) column[n] = load(b + n * kLanes<W>);
+    for (int n = 0; n < Registers; ++n) column[n] = load(b + n * kLanes<E>);
 #pragma GCC unroll 8
     for (int m = 0; m < Rows; ++m) {
-      const Vector<W> factor = broadcast(a[m * a_row]);
+      const Vector<E> factor = broadcast(a[m * a_row]);
 #pragma GCC unroll 8
       for (int n = 0; n < Registers; ++n) sum[m][n] = fused(factor, column[n], sum[m][n]);
     }
@@ -49,56 +50,56 @@ inline void tile(const W* a, int64_t a_row, int64_t a_step, const W* b, int64_t 
 #pragma GCC unroll 8
   for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 8
-    for (int n = 0; n < Registers; ++n) store(c + m * c_row + n * kLanes<W>, sum[m][n]);
+    for (int n = 0; n < Registers; ++n) store(c + m * c_row + n * kLanes<E>, sum[m][n]);
 }
 
-template <class W, int Registers>
-inline void tiles_of_rows(int rows, const W* a, int64_t a_row, int64_t a_step, const W* b,
-                          int64_t b_step, int64_t depth, W* c, int64_t c_row, bool add) {
+template <class E, int Registers>
+inline void tiles_of_rows(int rows, const E* a, int64_t a_row, int64_t a_step, const E* b,
+                          int64_t b_step, int64_t depth, total<E>* c, int64_t c_row, bool add) {
   switch (rows) {
     case 1:
-      return tile<W, 1, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+      return tile<E, 1, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
     case 2:
-      return tile<W, 2, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+      return tile<E, 2, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
     case 3:
-      return tile<W, 3, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+      return tile<E, 3, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
     case 4:
-      return tile<W, 4, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+      return tile<E, 4, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
     case 5:
-      return tile<W, 5, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+      return tile<E, 5, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
     default:
-      return tile<W, 6, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
+      return tile<E, 6, Registers>(a, a_row, a_step, b, b_step, depth, c, c_row, add);
   }
 }
 
 // `columns` counts lanes and is a multiple of a register's; panel p of b begins at p * b_panel.
 // Rows are cut into tiles of nearly equal height.
-template <class W>
-inline void product(int64_t rows, int64_t columns, int64_t depth, const W* a, int64_t a_row,
-                    int64_t a_step, const W* b, int64_t b_step, int64_t b_panel, W* c,
+template <class E>
+inline void product(int64_t rows, int64_t columns, int64_t depth, const E* a, int64_t a_row,
+                    int64_t a_step, const E* b, int64_t b_step, int64_t b_panel, total<E>* c,
                     int64_t c_row, bool add) {
   if (rows == 0) return;
   const int64_t bands = (rows + kTileRows - 1) / kTileRows;
-  for (int64_t n = 0; n < columns; n += kPanel<W>, b += b_panel) {
-    const int registers = static_cast<int>(smaller(kPanel<W>, columns - n) / kLanes<W>);
+  for (int64_t n = 0; n < columns; n += kPanel<E>, b += b_panel) {
+    const int registers = static_cast<int>(smaller(kPanel<E>, columns - n) / kLanes<E>);
     int64_t m = 0;
     for (int64_t band = 0; band < bands; ++band) {
       const int height = static_cast<int>((rows - m) / (bands - band));
-      const W* from = a + m * a_row;
-      W* to = c + m * c_row + n;
+      const E* from = a + m * a_row;
+      total<E>* to = c + m * c_row + n;
       switch (registers) {
         case 1:
-          tiles_of_rows<W, 1>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
+          tiles_of_rows<E, 1>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
           break;
         case 2:
-          tiles_of_rows<W, 2>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
+          tiles_of_rows<E, 2>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
           break;
 #if defined(__AVX512F__)
         case 3:
-          tiles_of_rows<W, 3>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
+          tiles_of_rows<E, 3>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
           break;
         default:
-          tiles_of_rows<W, 4>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
+          tiles_of_rows<E, 4>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
           break;
 #endif
       }
@@ -173,6 +174,15 @@ inline void widen_row(const T* from, W* to, int n) {
   for (int i = 0; i < n; ++i) to[i] = widen(from[i]);
 }
 
+#if defined(__AVX512F__)
+inline void widen_row(const Float16* from, float* to, int n) {
+  for (int i = 0; i < n; i += 8) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    _mm256_storeu_ps(to + i, _mm512_castps512_ps256(_mm512_cvtph_ps(_mm256_castsi128_si256(half))));
+  }
+}
+#endif
+
 template <class T, class W>
 inline void prepare_row(const T* from, W* to, const Preparation<W>& how, int64_t row) {
   const int n = how.head_dim;
@@ -212,29 +222,92 @@ inline void prepare_row_backward(const T* from, const W* grad, T* out, W* gamma_
 template <class T>
 inline Preparation<wide<T>> query_preparation(const Attention<T>& in, int64_t head) {
   const int64_t at = head * in.head_dim;
-  return {in.q_gamma == nullptr ? nullptr : in.q_gamma + at, in.coords, in.rope, in.rope_length,
-          in.rope_pairs, in.head_dim, in.scale};
+  return {in.q_gamma == nullptr ? nullptr : in.q_gamma + at,
+          in.coords,
+          in.rope,
+          in.rope_length,
+          in.rope_pairs,
+          in.head_dim,
+          in.scale};
 }
 template <class T>
 inline Preparation<wide<T>> key_preparation(const Attention<T>& in, int64_t head) {
   const int64_t at = head * in.head_dim;
-  return {in.k_gamma == nullptr ? nullptr : in.k_gamma + at, in.coords, in.rope, in.rope_length,
-          in.rope_pairs, in.head_dim, wide<T>(1)};
+  return {in.k_gamma == nullptr ? nullptr : in.k_gamma + at,
+          in.coords,
+          in.rope,
+          in.rope_length,
+          in.rope_pairs,
+          in.head_dim,
+          wide<T>(1)};
 }
 
-// (count, n) to panels [n][kPanel] of `count` rounded up to a register; what is beside is zero.
-template <class W>
-inline void pack_transposed(const W* rows, int64_t count, int n, W* panels) {
-  constexpr int kWidth = kPanel<W>;
-  const int64_t padded = round_up(count, kLanes<W>);
+#if defined(__AVX512F__)
+// 16 x 16 words: the first `rows` rows of `n` words each, `row` apart; the rest counts as zero.
+// Writes n rows of 16, `to_row` apart.
+inline void transpose_words(const void* from, int64_t row, int64_t rows, int n, void* to,
+                            int64_t to_row) {
+  const auto* in = static_cast<const float*>(from);
+  auto* out = static_cast<float*>(to);
+  const auto mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1 << n) - 1);
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    a[i] = i < rows ? _mm512_maskz_loadu_ps(mask, in + i * row) : _mm512_setzero_ps();
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {  // a[i + c]: column c of each quarter, of rows i to i + 3
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m512d low = _mm512_castps_pd(b[i + h]), high = _mm512_castps_pd(b[i + 2 + h]);
+      a[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      a[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even01 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88);
+    const __m512 odd01 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd);
+    const __m512 even23 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88);
+    const __m512 odd23 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
+    b[c] = _mm512_shuffle_f32x4(even01, even23, 0x88);
+    b[8 + c] = _mm512_shuffle_f32x4(even01, even23, 0xdd);
+    b[4 + c] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+    b[12 + c] = _mm512_shuffle_f32x4(odd01, odd23, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int d = 0; d < 16; ++d)
+    if (d < n) _mm512_storeu_ps(out + d * to_row, b[d]);
+}
+#endif
+
+// (count, n), rows `row` apart, to panels [n][kPanel] of `count` rounded up to a register; what is
+// beside is zero.
+template <class E>
+inline void pack_transposed(const E* rows, int64_t row, int64_t count, int n, E* panels) {
+  constexpr int kWidth = kPanel<E>;
+  const int64_t padded = round_up(count, kLanes<E>);
   for (int64_t first = 0; first < padded; first += kWidth, panels += kWidth * n) {
-    const int64_t here = smaller(kWidth, count - first);
     const int64_t there = smaller(kWidth, padded - first);
-    for (int d = 0; d < n; ++d) {
-      const W* from = rows + first * n + d;
-      W* to = panels + kWidth * d;
-      for (int64_t i = 0; i < here; ++i) to[i] = from[i * n];
-      for (int64_t i = here < 0 ? 0 : here; i < there; ++i) to[i] = 0;
+    for (int64_t i = 0; i < there; i += kLanes<E>) {
+      const E* const from = rows + (first + i) * row;
+      const int64_t here = smaller(kLanes<E>, count - first - i);
+#if defined(__AVX512F__)
+      if constexpr (sizeof(E) == 4) {
+        for (int d = 0; d < n; d += 16)
+          transpose_words(from + d, row, here, n - d, panels + kWidth * d + i, kWidth);
+        continue;
+      }
+#endif
+      for (int d = 0; d < n; ++d) {
+        E* const to = panels + kWidth * d + i;
+        for (int64_t j = 0; j < here; ++j) to[j] = from[j * row + d];
+        for (int64_t j = here; j < kLanes<E>; ++j) to[j] = 0;
+      }
     }
   }
 }
@@ -252,23 +325,24 @@ struct Scratch {
 
 // ---- Forward -----------------------------------------------------------------------------------
 
-// Scores (rows, ld) of `keys` keys in place: p = exp(s - largest), of all that were seen so far; the
-// rows' earlier results are scaled by exp(former largest - largest).
+// Scores (rows, ld) of `keys` keys in place: p = exp(s - largest), of all that were seen so far;
+// the rows' earlier results are scaled by exp(former largest - largest).
 template <class W>
 inline void softmax_rows(W* scores, int64_t rows, int64_t ld, int64_t keys, W* largest, W* sum,
                          W* out, int head_dim, bool first) {
-  const W infinity = static_cast<W>(__builtin_huge_val());
+  const int64_t last = round_up(keys, kLanes<W>) - kLanes<W>;
+  const Vector<W> tail = tail_mask<W>(keys - last);
   for (int64_t i = 0; i < rows; ++i) {
     W* row = scores + i * ld;
-    const int64_t padded = round_up(keys, kLanes<W>);
-    for (int64_t k = keys; k < padded; ++k) row[k] = -infinity;
-    Vector<W> most = load(row);
-    for (int64_t k = kLanes<W>; k < padded; k += kLanes<W>) most = larger(load(row + k), most);
+    const Vector<W> end = load(row + last) + tail;
+    Vector<W> most = end;
+    for (int64_t k = 0; k < last; k += kLanes<W>) most = larger(load(row + k), most);
     W top = largest_lane(most);
     if (!first && largest[i] > top) top = largest[i];
     const Vector<W> subtract = broadcast(top);
-    Vector<W> total = zero<W>();
-    for (int64_t k = 0; k < padded; k += kLanes<W>) {
+    Vector<W> total = exponential(end - subtract);
+    store(row + last, total);
+    for (int64_t k = 0; k < last; k += kLanes<W>) {
       const Vector<W> p = exponential(load(row + k) - subtract);
       store(row + k, p);
       total = total + p;
@@ -320,11 +394,12 @@ void forward_item(const AttentionForward<T>& task, const AttentionItem& item, in
       widen_row(head_row(in.v, key_rows[j], head), to, n);
       for (int64_t d = n; d < columns; ++d) to[d] = 0;
     }
-    pack_transposed(k, keys, n, k_panels);
+    pack_transposed(k, n, keys, n, k_panels);
     const bool first = begin == first_key;
     for (int64_t i = 0; i < queries; i += kQueryBlock) {
       const int64_t rows = smaller(kQueryBlock, queries - i);
-      product<W>(rows, ld, n, q + i * n, n, 1, k_panels, kPanel<W>, kPanel<W>*n, scores, ld, false);
+      product<W>(rows, ld, n, q + i * n, n, 1, k_panels, kPanel<W>, kPanel<W> * n, scores, ld,
+                 false);
       softmax_rows(scores, rows, ld, keys, largest + i, sum + i, out + i * columns,
                    static_cast<int>(columns), first);
       product<W>(rows, columns, keys, scores, ld, 1, v, columns, kPanel<W>, out + i * columns,
@@ -388,14 +463,8 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
       for (int64_t d = n; d < columns; ++d) to[d] = 0;
       widen_row(head_row(in.v, key_rows[j], head), v + j * n, n);
     }
-    if (columns == n) {
-      pack_transposed(k, keys, n, k_panels);
-    } else {  // the unpadded rows, for once
-      for (int64_t j = 0; j < keys; ++j)
-        for (int d = 0; d < n; ++d) grad_k[j * n + d] = k[j * columns + d];
-      pack_transposed(grad_k, keys, n, k_panels);
-    }
-    pack_transposed(v, keys, n, v_panels);
+    pack_transposed(k, columns, keys, n, k_panels);
+    pack_transposed(v, n, keys, n, v_panels);
     for (int64_t i = 0; i < keys * columns; ++i) grad_k[i] = 0;
     for (int64_t i = 0; i < keys * columns; ++i) grad_v[i] = 0;
 
@@ -419,8 +488,9 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
       for (int64_t i = 0; i < queries; i += kBackwardQueryBlock) {
         const int64_t rows = smaller(kBackwardQueryBlock, queries - i);
         const W *const q_rows = q + i * columns, *const g_rows = grad_out + i * columns;
-        product<W>(rows, ld, n, q_rows, columns, 1, k_panels, kPanel<W>, kPanel<W>*n, p, ld, false);
-        product<W>(rows, ld, n, g_rows, columns, 1, v_panels, kPanel<W>, kPanel<W>*n, ds, ld,
+        product<W>(rows, ld, n, q_rows, columns, 1, k_panels, kPanel<W>, kPanel<W> * n, p, ld,
+                   false);
+        product<W>(rows, ld, n, g_rows, columns, 1, v_panels, kPanel<W>, kPanel<W> * n, ds, ld,
                    false);
         for (int64_t r = 0; r < rows; ++r) {
           const Vector<W> subtract = broadcast(lse[i + r]), less = broadcast(delta[i + r]);
@@ -464,15 +534,15 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
 
 }  // namespace
 
-#define FASTSHAPE_DEFINE_FOR(suffix, T)                                                         \
-  void attention_item_##suffix(const AttentionForward<T>& task, const AttentionItem& item,      \
-                               int64_t head, void* scratch) {                                   \
-    forward_item(task, item, head, scratch);                                                    \
-  }                                                                                             \
-  void attention_backward_item_##suffix(const AttentionBackward<T>& task, int64_t sequence,     \
-                                        int64_t head, wide<T>* q_gamma_sum,                     \
-                                        wide<T>* k_gamma_sum, void* scratch) {                  \
-    backward_item(task, sequence, head, q_gamma_sum, k_gamma_sum, scratch);                     \
+#define FASTSHAPE_DEFINE_FOR(suffix, T)                                                           \
+  void attention_item_##suffix(const AttentionForward<T>& task, const AttentionItem& item,        \
+                               int64_t head, void* scratch) {                                     \
+    forward_item(task, item, head, scratch);                                                      \
+  }                                                                                               \
+  void attention_backward_item_##suffix(const AttentionBackward<T>& task, int64_t sequence,       \
+                                        int64_t head, wide<T>* q_gamma_sum, wide<T>* k_gamma_sum, \
+                                        void* scratch) {                                          \
+    backward_item(task, sequence, head, q_gamma_sum, k_gamma_sum, scratch);                       \
   }
 #define FASTSHAPE_DEFINE_ATTENTION(suffix) \
   FASTSHAPE_DEFINE_FOR(suffix, float)      \

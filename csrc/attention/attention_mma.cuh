@@ -11,8 +11,8 @@ namespace fastshape::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kRows = 64;           // of a tile
-constexpr int kCachedRows = 512;    // of a sequence's keys: where they lie is looked up once
+constexpr int kRows = 64;         // of a tile
+constexpr int kCachedRows = 512;  // of a sequence's keys: where they lie is looked up once
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 

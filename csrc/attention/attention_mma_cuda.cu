@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(kThreads)
   const int num_keys = in.keys.offsets[queries.sequence + 1] - first_key;
 
   for (int i = static_cast<int>(threadIdx.x); i < num_queries; i += kThreads)
-    s.query_rows[i] =
-        static_cast<int32_t>(row_of(in.queries, queries.sequence, queries.begin + i));
+    s.query_rows[i] = static_cast<int32_t>(row_of(in.queries, queries.sequence, queries.begin + i));
   for (int i = static_cast<int>(threadIdx.x); i < min(num_keys, kCachedRows); i += kThreads)
     s.key_rows[i] = static_cast<int32_t>(row_of(in.keys, queries.sequence, first_key + i));
   __syncthreads();
@@ -69,8 +68,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     // What a thread copied it may change before the others see it.
     if (chunk == 0) prepare_rows<kDim, kRows>(q, query_how, head, query_row);
-    prepare_rows<kDim, kRows>(k, key_how, head,
-                              [&](int r) { return key_row(chunk * kRows + r); });
+    prepare_rows<kDim, kRows>(k, key_how, head, [&](int r) { return key_row(chunk * kRows + r); });
     __syncthreads();
     if (active) {
       if (chunk == 0) {

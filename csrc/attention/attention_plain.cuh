@@ -63,10 +63,9 @@ __device__ __forceinline__ void load_tile(const HeadRows<const T>& from, const S
 // The gradient of what load_tile did, for rows of `grad` in shared memory: to memory, and the
 // gamma's to the same rows of `gamma_rows` (which may be `grad`).
 template <class T>
-__device__ __forceinline__ void write_gradient(const HeadRows<const T>& from,
-                                               const HeadRows<T>& to, const int64_t* rows,
-                                               int head, const Preparation<wide<T>>& how,
-                                               wide<T>* grad) {
+__device__ __forceinline__ void write_gradient(const HeadRows<const T>& from, const HeadRows<T>& to,
+                                               const int64_t* rows, int head,
+                                               const Preparation<wide<T>>& how, wide<T>* grad) {
   using W = wide<T>;
   const Place at = place();
   const int n = how.head_dim;

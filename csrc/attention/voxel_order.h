@@ -42,7 +42,7 @@ struct VoxelOrder {
   const Integer* coords;  // (count, 4)
   int64_t count;          // below 2^31
   int64_t* order;         // (count,)
-  int64_t* bad_row;       // becomes the first row that is_voxel denies, if that is below what is there
+  int64_t* bad_row;  // becomes the first row that is_voxel denies, if that is below what is there
 };
 
 namespace cpu {

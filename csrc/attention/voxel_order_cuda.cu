@@ -9,9 +9,9 @@ namespace fastshape::cuda {
 namespace {
 
 struct OrderWorkspace {
-  uint64_t *keys, *sorted_keys;         // (N,)
-  uint32_t *batches, *sorted_batches;   // (N,)
-  uint32_t *rows, *sorted_rows;         // (N,)
+  uint64_t *keys, *sorted_keys;        // (N,)
+  uint32_t *batches, *sorted_batches;  // (N,)
+  uint32_t *rows, *sorted_rows;        // (N,)
   unsigned char* sort;
   size_t sort_bytes;
   size_t bytes;
@@ -76,8 +76,8 @@ void voxel_order(const VoxelOrder<Integer>& task, void* workspace, size_t worksp
   device_sort_pairs<uint64_t>(op, w.sort, w.sort_bytes, w.keys, w.sorted_keys, w.rows,
                               w.sorted_rows, n, stream, 0, 3 * kVoxelBits);
   launch(op, batches_kernel<Integer>, blocks_for(n), dim3(kBlock), 0, stream, task, w);
-  device_sort_pairs<uint32_t>(op, w.sort, w.sort_bytes, w.batches, w.sorted_batches,
-                              w.sorted_rows, w.rows, n, stream);
+  device_sort_pairs<uint32_t>(op, w.sort, w.sort_bytes, w.batches, w.sorted_batches, w.sorted_rows,
+                              w.rows, n, stream);
   launch(op, order_kernel, blocks_for(n), dim3(kBlock), 0, stream, w.rows, n, task.order);
 }
 

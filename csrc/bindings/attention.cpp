@@ -94,9 +94,9 @@ struct Arguments {
 void require_q(const Tensor& q) {
   q.require_strided("q");
   const DType t = q.dtype();
-  FASTSHAPE_CHECK_TYPE(t == DType::float16 || t == DType::bfloat16 || t == DType::float32 ||
-                           t == DType::float64,
-                       "`q` must be float16, bfloat16, float32 or float64, got ", dtype_name(t));
+  FASTSHAPE_CHECK_TYPE(
+      t == DType::float16 || t == DType::bfloat16 || t == DType::float32 || t == DType::float64,
+      "`q` must be float16, bfloat16, float32 or float64, got ", dtype_name(t));
   FASTSHAPE_CHECK_VALUE(q.dim() == 3, "`q` must have shape (N, H, D), got ", q.shape_text());
   const int64_t n = q.size(2);
   FASTSHAPE_CHECK_VALUE(n >= 16 && n <= 128 && n % 8 == 0,
@@ -176,12 +176,12 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& 
                const std::optional<Tensor>& q_gamma, const std::optional<Tensor>& k_gamma,
                const std::optional<Tensor>& rope, const Tensor& out, const Tensor& lse) {
   require_q(q);
-  const Arguments arguments{q,      k,     v,       q_offsets, k_offsets, run_offsets, run_starts,
-                            run_positions, coords, scale,   q_gamma,   k_gamma,   rope};
+  const Arguments arguments{
+      q,      k,     v,       q_offsets, k_offsets, run_offsets, run_starts, run_positions,
+      coords, scale, q_gamma, k_gamma,   rope};
   with_any_float(q, [&](auto number) {
     using T = decltype(number);
-    const AttentionForward<T> task{open<T>(arguments),
-                                   require_heads<T>(out, "out", q, q.size(0)),
+    const AttentionForward<T> task{open<T>(arguments), require_heads<T>(out, "out", q, q.size(0)),
                                    require_lse<T>(lse, q)};
     run(q, FASTSHAPE_CPU(cpu::attention(task)), FASTSHAPE_CUDA(cuda::attention(task, stream)));
   });
@@ -214,8 +214,9 @@ void attention_backward(
     const Tensor& grad_q, const Tensor& grad_k, const Tensor& grad_v,
     const std::optional<Tensor>& q_gamma_grad, const std::optional<Tensor>& k_gamma_grad) {
   require_q(q);
-  const Arguments arguments{q,      k,     v,       q_offsets, k_offsets, run_offsets, run_starts,
-                            run_positions, coords, scale,   q_gamma,   k_gamma,   rope};
+  const Arguments arguments{
+      q,      k,     v,       q_offsets, k_offsets, run_offsets, run_starts, run_positions,
+      coords, scale, q_gamma, k_gamma,   rope};
   with_any_float(q, [&](auto number) {
     using T = decltype(number);
     AttentionBackward<T> task{};
@@ -227,10 +228,8 @@ void attention_backward(
     task.grad_k = require_heads<T>(grad_k, "grad_k", q, k.size(0));
     task.grad_v = require_heads<T>(grad_v, "grad_v", q, k.size(0));
     task.gamma_parts = gamma_parts(std::max(q.size(0), k.size(0)), task.in.num_sequences);
-    task.q_gamma_grad =
-        require_parts<wide<T>>(q_gamma_grad, "q_gamma_grad", q, task.gamma_parts);
-    task.k_gamma_grad =
-        require_parts<wide<T>>(k_gamma_grad, "k_gamma_grad", q, task.gamma_parts);
+    task.q_gamma_grad = require_parts<wide<T>>(q_gamma_grad, "q_gamma_grad", q, task.gamma_parts);
+    task.k_gamma_grad = require_parts<wide<T>>(k_gamma_grad, "k_gamma_grad", q, task.gamma_parts);
     [[maybe_unused]] const Workspace space = open_workspace(q, "q", workspace);
     run(q, FASTSHAPE_CPU(cpu::attention_backward(task)),
         FASTSHAPE_CUDA(cuda::attention_backward(task, space.data, space.bytes, stream)));
@@ -244,9 +243,8 @@ size_t attention_backward_workspace_bytes([[maybe_unused]] int64_t num_queries,
                                           [[maybe_unused]] bool is_wide, bool cuda) {
   return bytes_on(
       cuda, [] { return size_t{0}; },
-      FASTSHAPE_CUDA_BYTES(
-          attention_backward_workspace_bytes(num_queries, num_sequences, num_heads, head_dim,
-                                             is_wide)));
+      FASTSHAPE_CUDA_BYTES(attention_backward_workspace_bytes(num_queries, num_sequences, num_heads,
+                                                              head_dim, is_wide)));
 }
 
 }  // namespace
@@ -261,8 +259,8 @@ void bind_attention(py::module_& m) {
         py::arg("k_gamma"), py::arg("rope"), py::arg("out"), py::arg("lse"));
   m.def("attention_gamma_parts", &gamma_parts, py::arg("num_rows"), py::arg("num_sequences"));
   m.def("attention_backward_workspace_bytes", &attention_backward_workspace_bytes,
-        py::arg("num_queries"), py::arg("num_sequences"), py::arg("num_heads"),
-        py::arg("head_dim"), py::arg("is_wide"), py::arg("cuda"));
+        py::arg("num_queries"), py::arg("num_sequences"), py::arg("num_heads"), py::arg("head_dim"),
+        py::arg("is_wide"), py::arg("cuda"));
   m.def("attention_backward", &attention_backward, py::arg("grad_out"), py::arg("q"), py::arg("k"),
         py::arg("v"), py::arg("out"), py::arg("lse"), py::arg("q_offsets"), py::arg("k_offsets"),
         py::arg("run_offsets"), py::arg("run_starts"), py::arg("run_positions"), py::arg("coords"),

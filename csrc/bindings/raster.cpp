@@ -43,24 +43,45 @@ void require_image(const Tensor& triangle_id) {
                           triangle_id.size(1), ", ", triangle_id.size(2), ")");
 }
 
-void rasterize(const Tensor& vertices, const Tensor& faces,
-               const std::optional<Tensor>& face_offsets, const std::optional<Tensor>& workspace,
-               const Tensor& triangle_id, const Tensor& barycentrics, const Tensor& depth,
-               const Tensor& w) {
+struct ImageSize {
+  int64_t images, height, width;
+};
+
+// Of (B, H, W) or (B, H, W, C).
+ImageSize size_of(const Tensor& image) { return {image.size(0), image.size(1), image.size(2)}; }
+
+// What a rasterization is of and the ids it found.
+ImageSize require_scene(const Tensor& vertices, const Tensor& faces, const Tensor& triangle_id) {
   require(vertices, "vertices_clip", kFloats, {-1, -1, 4}, "(V, 4) or (B, V, 4)");
   require_faces(vertices, "vertices_clip", faces);
   require_index(vertices, "vertices_clip", triangle_id, "triangle_id", {-1, -1, -1}, "(B, H, W)");
   require_image(triangle_id);
-  const int64_t images = triangle_id.size(0), height = triangle_id.size(1),
-                width = triangle_id.size(2);
-  require_sets("vertices_clip", vertices.size(0), images);
+  require_sets("vertices_clip", vertices.size(0), triangle_id.size(0));
+  return size_of(triangle_id);
+}
+
+// One number, or so many, for each pixel.
+void require_map(const Tensor& first, const char* first_name, const Tensor& map, const char* name,
+                 const ImageSize& size) {
+  require_output(first, first_name, map, name, {size.images, size.height, size.width}, "(B, H, W)");
+}
+void require_map(const Tensor& first, const char* first_name, const Tensor& map, const char* name,
+                 const ImageSize& size, int64_t channels, const char* shape_name) {
+  require_output(first, first_name, map, name, {size.images, size.height, size.width, channels},
+                 shape_name);
+}
+
+void rasterize(const Tensor& vertices, const Tensor& faces,
+               const std::optional<Tensor>& face_offsets, const std::optional<Tensor>& workspace,
+               const Tensor& triangle_id, const Tensor& barycentrics, const Tensor& depth,
+               const Tensor& w) {
+  const ImageSize size = require_scene(vertices, faces, triangle_id);
   if (face_offsets)
-    require_index(vertices, "vertices_clip", *face_offsets, "face_offsets", {images + 1},
+    require_index(vertices, "vertices_clip", *face_offsets, "face_offsets", {size.images + 1},
                   "(B + 1,)");
-  require_output(vertices, "vertices_clip", barycentrics, "barycentrics",
-                 {images, height, width, 3}, "(B, H, W, 3)");
-  require_output(vertices, "vertices_clip", depth, "depth", {images, height, width}, "(B, H, W)");
-  require_output(vertices, "vertices_clip", w, "w", {images, height, width}, "(B, H, W)");
+  require_map(vertices, "vertices_clip", barycentrics, "barycentrics", size, 3, "(B, H, W, 3)");
+  require_map(vertices, "vertices_clip", depth, "depth", size);
+  require_map(vertices, "vertices_clip", w, "w", size);
   [[maybe_unused]] const Workspace space = open_workspace(vertices, "vertices_clip", workspace);
   with_dtype(vertices, [&](auto zero) {
     using T = decltype(zero);
@@ -70,9 +91,9 @@ void rasterize(const Tensor& vertices, const Tensor& faces,
                             faces.data<int64_t>(),
                             faces.size(0),
                             face_offsets ? face_offsets->data<int64_t>() : nullptr,
-                            images,
-                            height,
-                            width,
+                            size.images,
+                            size.height,
+                            size.width,
                             triangle_id.data<int64_t>(),
                             barycentrics.data<T>(),
                             depth.data<T>(),
@@ -105,24 +126,13 @@ void rasterize_backward(const Tensor& vertices, const Tensor& faces, const Tenso
                         const std::optional<Tensor>& grad_barycentrics,
                         const std::optional<Tensor>& grad_depth,
                         const std::optional<Tensor>& grad_w, const Tensor& gradients) {
-  require(vertices, "vertices_clip", kFloats, {-1, -1, 4}, "(V, 4) or (B, V, 4)");
-  require_faces(vertices, "vertices_clip", faces);
-  require_index(vertices, "vertices_clip", triangle_id, "triangle_id", {-1, -1, -1}, "(B, H, W)");
-  require_image(triangle_id);
-  const int64_t images = triangle_id.size(0), height = triangle_id.size(1),
-                width = triangle_id.size(2);
-  require_sets("vertices_clip", vertices.size(0), images);
+  const ImageSize size = require_scene(vertices, faces, triangle_id);
   if (grad_barycentrics)
-    require_output(vertices, "vertices_clip", *grad_barycentrics, "grad_barycentrics",
-                   {images, height, width, 3}, "(B, H, W, 3)");
-  if (grad_depth)
-    require_output(vertices, "vertices_clip", *grad_depth, "grad_depth", {images, height, width},
-                   "(B, H, W)");
-  if (grad_w)
-    require_output(vertices, "vertices_clip", *grad_w, "grad_w", {images, height, width},
-                   "(B, H, W)");
-  require_output(vertices, "vertices_clip", gradients, "gradients", {images, height, width, 4},
-                 "(B, H, W, 4)");
+    require_map(vertices, "vertices_clip", *grad_barycentrics, "grad_barycentrics", size, 3,
+                "(B, H, W, 3)");
+  if (grad_depth) require_map(vertices, "vertices_clip", *grad_depth, "grad_depth", size);
+  if (grad_w) require_map(vertices, "vertices_clip", *grad_w, "grad_w", size);
+  require_map(vertices, "vertices_clip", gradients, "gradients", size, 4, "(B, H, W, 4)");
   with_dtype(vertices, [&](auto zero) {
     using T = decltype(zero);
     const RasterizeBackward<T> task{vertices.data<T>(),
@@ -130,9 +140,9 @@ void rasterize_backward(const Tensor& vertices, const Tensor& faces, const Tenso
                                     vertices.size(1),
                                     faces.data<int64_t>(),
                                     faces.size(0),
-                                    images,
-                                    height,
-                                    width,
+                                    size.images,
+                                    size.height,
+                                    size.width,
                                     triangle_id.data<int64_t>(),
                                     optional_data<T>(grad_barycentrics),
                                     optional_data<T>(grad_depth),
@@ -155,25 +165,33 @@ int checked_channels(const char* name, int64_t channels) {
   return static_cast<int>(channels);
 }
 
-void interpolate(const Tensor& attributes, const Tensor& faces, const Tensor& triangle_id,
-                 const Tensor& barycentrics, const Tensor& values) {
+// What is interpolated, and where.
+ImageSize require_attributes(const Tensor& attributes, const Tensor& faces,
+                             const Tensor& triangle_id) {
   require(attributes, "attributes", kFloats, {-1, -1, -1}, "(V, C) or (B, V, C)");
   require_pixels(attributes, "attributes", faces, triangle_id);
-  const int64_t images = triangle_id.size(0), height = triangle_id.size(1),
-                width = triangle_id.size(2);
-  require_sets("attributes", attributes.size(0), images);
-  require_output(attributes, "attributes", barycentrics, "barycentrics", {images, height, width, 3},
-                 "(B, H, W, 3)");
-  require_output(attributes, "attributes", values, "values",
-                 {images, height, width, attributes.size(2)}, "(B, H, W, C)");
+  require_sets("attributes", attributes.size(0), triangle_id.size(0));
+  return size_of(triangle_id);
+}
+
+void interpolate(const Tensor& attributes, const Tensor& faces, const Tensor& triangle_id,
+                 const Tensor& barycentrics, const Tensor& values) {
+  const ImageSize size = require_attributes(attributes, faces, triangle_id);
+  require_map(attributes, "attributes", barycentrics, "barycentrics", size, 3, "(B, H, W, 3)");
+  require_map(attributes, "attributes", values, "values", size, attributes.size(2), "(B, H, W, C)");
   const int channels = checked_channels("attributes", attributes.size(2));
   with_dtype(attributes, [&](auto zero) {
     using T = decltype(zero);
-    const Interpolate<T> task{attributes.data<T>(),   attributes.size(0),
-                              attributes.size(1),     faces.data<int64_t>(),
-                              faces.size(0),          images,
-                              height * width,         triangle_id.data<int64_t>(),
-                              barycentrics.data<T>(), channels,
+    const Interpolate<T> task{attributes.data<T>(),
+                              attributes.size(0),
+                              attributes.size(1),
+                              faces.data<int64_t>(),
+                              faces.size(0),
+                              size.images,
+                              size.height * size.width,
+                              triangle_id.data<int64_t>(),
+                              barycentrics.data<T>(),
+                              channels,
                               values.data<T>()};
     run(attributes, FASTSHAPE_CPU(cpu::interpolate(task)),
         FASTSHAPE_CUDA(cuda::interpolate(task, stream)));
@@ -182,15 +200,11 @@ void interpolate(const Tensor& attributes, const Tensor& faces, const Tensor& tr
 
 void interpolate_backward(const Tensor& grad_values, const Tensor& attributes, const Tensor& faces,
                           const Tensor& triangle_id, const Tensor& grad_barycentrics) {
-  require(attributes, "attributes", kFloats, {-1, -1, -1}, "(V, C) or (B, V, C)");
-  require_pixels(attributes, "attributes", faces, triangle_id);
-  const int64_t images = triangle_id.size(0), height = triangle_id.size(1),
-                width = triangle_id.size(2);
-  require_sets("attributes", attributes.size(0), images);
-  require_output(attributes, "attributes", grad_values, "grad_values",
-                 {images, height, width, attributes.size(2)}, "(B, H, W, C)");
-  require_output(attributes, "attributes", grad_barycentrics, "grad_barycentrics",
-                 {images, height, width, 3}, "(B, H, W, 3)");
+  const ImageSize size = require_attributes(attributes, faces, triangle_id);
+  require_map(attributes, "attributes", grad_values, "grad_values", size, attributes.size(2),
+              "(B, H, W, C)");
+  require_map(attributes, "attributes", grad_barycentrics, "grad_barycentrics", size, 3,
+              "(B, H, W, 3)");
   const int channels = checked_channels("attributes", attributes.size(2));
   with_dtype(attributes, [&](auto zero) {
     using T = decltype(zero);
@@ -199,8 +213,8 @@ void interpolate_backward(const Tensor& grad_values, const Tensor& attributes, c
                                       attributes.size(1),
                                       faces.data<int64_t>(),
                                       faces.size(0),
-                                      images,
-                                      height * width,
+                                      size.images,
+                                      size.height * size.width,
                                       triangle_id.data<int64_t>(),
                                       grad_values.data<T>(),
                                       channels,
@@ -215,11 +229,11 @@ void vertex_sums(const Tensor& values, const Tensor& weights, const Tensor& face
                  const Tensor& sums) {
   require(values, "values", kFloats, {-1, -1, -1, -1}, "(B, H, W, C)");
   require_pixels(values, "values", faces, triangle_id);
-  const int64_t images = values.size(0), height = values.size(1), width = values.size(2);
-  require_shape(triangle_id, "triangle_id", {images, height, width}, "(B, H, W)");
-  require_output(values, "values", weights, "weights", {images, height, width, 3}, "(B, H, W, 3)");
+  const ImageSize size = size_of(values);
+  require_shape(triangle_id, "triangle_id", {size.images, size.height, size.width}, "(B, H, W)");
+  require_map(values, "values", weights, "weights", size, 3, "(B, H, W, 3)");
   require_output(values, "values", sums, "sums", {-1, -1, values.size(3)}, "(B, V, C)");
-  require_sets("sums", sums.size(0), images);
+  require_sets("sums", sums.size(0), size.images);
   FASTSHAPE_CHECK_VALUE(3 * triangle_id.numel() < kMost32 && sums.size(0) * sums.size(1) < kMost32,
                         "the gradient of vertices takes fewer than 2^32 / 3 pixels and 2^32 - 1 "
                         "vertices at a time, got ",
@@ -233,8 +247,8 @@ void vertex_sums(const Tensor& values, const Tensor& weights, const Tensor& face
                              triangle_id.data<int64_t>(),
                              faces.data<int64_t>(),
                              faces.size(0),
-                             images,
-                             height * width,
+                             size.images,
+                             size.height * size.width,
                              sums.size(0),
                              sums.size(1),
                              channels,
@@ -263,11 +277,12 @@ AntialiasScene<T> scene_of(const Tensor& image, const Tensor& triangle_id, const
 void require_antialias(const Tensor& image, const Tensor& triangle_id, const Tensor& depth,
                        const Tensor& vertices, const Tensor& faces, const Tensor& twins) {
   require(image, "image", kFloats, {-1, -1, -1, -1}, "(H, W, C) or (B, H, W, C)");
-  const int64_t images = image.size(0), height = image.size(1), width = image.size(2);
-  require_index(image, "image", triangle_id, "triangle_id", {images, height, width}, "(B, H, W)");
-  require_output(image, "image", depth, "depth", {images, height, width}, "(B, H, W)");
+  const ImageSize size = size_of(image);
+  require_index(image, "image", triangle_id, "triangle_id", {size.images, size.height, size.width},
+                "(B, H, W)");
+  require_map(image, "image", depth, "depth", size);
   require_output(image, "image", vertices, "vertices_clip", {-1, -1, 4}, "(V, 4) or (B, V, 4)");
-  require_sets("vertices_clip", vertices.size(0), images);
+  require_sets("vertices_clip", vertices.size(0), size.images);
   require_faces(image, "image", faces);
   require_index(image, "image", twins, "twins", {faces.size(0), 3}, "(F, 3)");
 }
@@ -276,8 +291,7 @@ void antialias(const Tensor& image, const Tensor& triangle_id, const Tensor& dep
                const Tensor& vertices, const Tensor& faces, const Tensor& twins,
                const Tensor& result) {
   require_antialias(image, triangle_id, depth, vertices, faces, twins);
-  require_output(image, "image", result, "result",
-                 {image.size(0), image.size(1), image.size(2), image.size(3)}, "(B, H, W, C)");
+  require_map(image, "image", result, "result", size_of(image), image.size(3), "(B, H, W, C)");
   const int channels = checked_channels("image", image.size(3));
   with_dtype(image, [&](auto zero) {
     using T = decltype(zero);
@@ -292,11 +306,9 @@ void antialias_backward(const Tensor& grad_result, const Tensor& image, const Te
                         const Tensor& twins, const std::optional<Tensor>& workspace,
                         const Tensor& grad_image, const Tensor& grad_vertices) {
   require_antialias(image, triangle_id, depth, vertices, faces, twins);
-  for (const auto& [tensor, name] :
-       {std::pair<const Tensor&, const char*>(grad_result, "grad_result"),
-        {grad_image, "grad_image"}})
-    require_output(image, "image", tensor, name,
-                   {image.size(0), image.size(1), image.size(2), image.size(3)}, "(B, H, W, C)");
+  const ImageSize size = size_of(image);
+  require_map(image, "image", grad_result, "grad_result", size, image.size(3), "(B, H, W, C)");
+  require_map(image, "image", grad_image, "grad_image", size, image.size(3), "(B, H, W, C)");
   require_output(image, "image", grad_vertices, "grad_vertices",
                  {vertices.size(0), vertices.size(1), 4}, "(B, V, 4)");
   FASTSHAPE_CHECK_VALUE(

@@ -111,8 +111,9 @@ FASTSHAPE_HOST_DEVICE void deviation_gradients(const DualVertex<T>& v, const T* 
   mean /= static_cast<T>(v.num_edges);
   for (int k = 0; k < v.num_edges; ++k) {
     const T grad = signs[k] - mean;
+    const T scale = v.distance[k] > T(0) ? grad / v.distance[k] : T(0);
     for (int i = 0; i < 3; ++i) {
-      grad_offset[k][i] = v.distance[k] > T(0) ? grad * v.offset[k][i] / v.distance[k] : T(0);
+      grad_offset[k][i] = v.distance[k] > T(0) ? scale * v.offset[k][i] : T(0);
       grad_position[i] -= grad_offset[k][i];
     }
   }
@@ -165,16 +166,18 @@ FASTSHAPE_HOST_DEVICE void cube_gradients(const FlexiCubesBackward<T>& b, const 
     for (int k = 0; k < v.num_edges; ++k) {
       const int begin = dual_edge_begin(v.edge[k]), end = dual_edge_end(v.edge[k]);
       const T weight = v.crossing[k].weight, plain = v.plain[k].weight;
-      T grad_plain = T(0);
+      const T part = v.share[k] / v.sum;
+      T grad_plain = T(0), moved = T(0);
       for (int i = 0; i < 3; ++i) {
         const T along = c.place[begin][i] - c.place[end][i];
-        const T here = grad_position[i] * v.share[k] / v.sum;
-        grad_share[k] += grad_position[i] * (v.point[k][i] - v.position[i]) / v.sum;
+        const T here = grad_position[i] * part;
+        moved += grad_position[i] * (v.point[k][i] - v.position[i]);
         grad_weight[k] += here * along;
         grad_plain += grad_offset[k][i] * along;
         out->position[begin][i] += here * weight + grad_offset[k][i] * plain;
         out->position[end][i] += here * (T(1) - weight) + grad_offset[k][i] * (T(1) - plain);
       }
+      grad_share[k] += moved / v.sum;
       const T by_begin = grad_weight[k] * by_a(v.crossing[k]);
       const T by_end = grad_weight[k] * by_b(v.crossing[k]);
       T to_begin = by_begin, to_end = by_end;

@@ -31,7 +31,8 @@ BackwardWorkspace<T> workspace_of(void* begin, const FlexiCubesBackward<T>& b) {
 // Whoever has some planes of points walks the cubes that have corners there, in their order; the
 // cubes before the first plane are walked by two.
 
-constexpr int64_t kPlanes = 8;
+constexpr int64_t kPlanes = 8;  // at least, of which one more slab of cubes is walked
+constexpr int64_t kPieces = 4;  // for each thread
 
 template <class T>
 void planes_backward(const FlexiCubesBackward<T>& b, const int64_t* incidence, int64_t first,
@@ -61,10 +62,11 @@ template <class T>
 void lattice_backward(const FlexiCubesBackward<T>& b, const int64_t* incidence) {
   const int64_t plane = b.task.corners.size_y * b.task.corners.size_z;
   if (plane == 0) return;
-  const int64_t size_x = b.num_points / plane;
-  parallel_for((size_x + kPlanes - 1) / kPlanes, 1, [&](int64_t begin, int64_t end) {
+  const int64_t size_x = b.num_points / plane, pieces = kPieces * num_threads();
+  const int64_t planes = std::max(kPlanes, (size_x + pieces - 1) / pieces);
+  parallel_for((size_x + planes - 1) / planes, 1, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece)
-      planes_backward(b, incidence, piece * kPlanes, std::min(size_x, (piece + 1) * kPlanes));
+      planes_backward(b, incidence, piece * planes, std::min(size_x, (piece + 1) * planes));
   });
 }
 

@@ -61,13 +61,12 @@ void convolve(const SparseConv3d<T>& task, const ConvKernels<T>& kernels) {
   });
 }
 
-// By offset, in the order of the rows.
-struct PairLists {
+struct AllPairs {
   std::vector<RowPair> pairs;
   int64_t begin[kMaxOffsets + 1];
 };
 
-PairLists list_all_pairs(const int32_t* rows, int64_t num_rows, int num_offsets) {
+AllPairs list_all_pairs(const int32_t* rows, int64_t num_rows, int num_offsets) {
   constexpr int64_t kRows = 2048;
   const int64_t blocks = (num_rows + kRows - 1) / kRows;
   std::vector<int64_t> next(static_cast<size_t>(blocks * num_offsets), 0);
@@ -80,7 +79,7 @@ PairLists list_all_pairs(const int32_t* rows, int64_t num_rows, int num_offsets)
   parallel_for(blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) of_block(b, [](int64_t, int64_t, int32_t) {});
   });
-  PairLists lists;
+  AllPairs lists;
   int64_t total = 0;
   for (int k = 0; k < num_offsets; ++k) {
     lists.begin[k] = total;
@@ -104,15 +103,21 @@ PairLists list_all_pairs(const int32_t* rows, int64_t num_rows, int num_offsets)
 template <class T>
 void sum_weight_grad(const SparseConv3dWeightGrad<T>& task) {
   const auto kernel = kernels_in_use<WeightGradKernel<T>>();
-  const PairLists lists = list_all_pairs(task.rows, task.num_rows, task.num_offsets);
-  const int64_t band = 4 * kernel.tile;  // rows of the gradient that a thread sums
+  const AllPairs all = list_all_pairs(task.rows, task.num_rows, task.num_offsets);
+  const PairLists lists{all.pairs.data(), all.begin};
+  const int64_t band = 8 * kernel.tile;
   const int64_t bands = (task.out_channels + band - 1) / band;
-  parallel_for(task.num_offsets * bands, 1, [&](int64_t first, int64_t last) {
+  // Offsets together read the rows once, and there should be some parts for every thread.
+  const int64_t together =
+      std::clamp<int64_t>(task.num_offsets * bands / (4 * num_threads()), 1, 4);
+  const int64_t groups = (task.num_offsets + together - 1) / together;
+  parallel_for(groups * bands, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      const int k = static_cast<int>(i / bands);
-      const int64_t o = i % bands * band;
-      kernel.sums(task, k, lists.pairs.data() + lists.begin[k], lists.begin[k + 1] - lists.begin[k],
-                  o, std::min(task.out_channels, o + band));
+      const int64_t k = i / bands * together, o = i % bands * band;
+      kernel.sums(
+          task, lists,
+          {static_cast<int>(k), static_cast<int>(std::min<int64_t>(task.num_offsets, k + together)),
+           o, std::min(task.out_channels, o + band)});
     }
   });
 }

@@ -20,12 +20,24 @@ struct ConvKernels {
                typename Wide<T>::type* sums, RowPair* pairs);
 };
 
+// The pairs of all offsets, by offset and ascending by the result's row: those of k are
+// [begin[k], begin[k + 1]).
+struct PairLists {
+  const RowPair* pairs;
+  const int64_t* begin;
+};
+
+// Part of the gradient: these offsets, and these output channels.
+struct WeightGradPart {
+  int first_offset, end_offset;
+  int64_t first_channel, end_channel;
+};
+
 template <class T>
 struct WeightGradKernel {
   int tile;  // rows of the gradient that are summed together
-  // grad_weight[begin:end, k, :] over the pairs of offset k.
-  void (*sums)(const SparseConv3dWeightGrad<T>& task, int k, const RowPair* pairs, int64_t count,
-               int64_t begin, int64_t end);
+  void (*sums)(const SparseConv3dWeightGrad<T>& task, const PairLists& lists,
+               const WeightGradPart& part);
 };
 
 #define FASTSHAPE_DECLARE(suffix)                           \

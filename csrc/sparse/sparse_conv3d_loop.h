@@ -123,7 +123,9 @@ void conv_rows(const SparseConv3d<T>& task, const T* panels, int64_t begin, int6
 // ---- The weight's gradient
 // -----------------------------------------------------------------------
 
-constexpr int64_t kPairs = 256;  // summed in registers, before they are added to the gradient
+// The result's rows whose pairs are summed in registers, before they are added to the gradient;
+// they and their neighbors stay in the cache for all offsets of a part.
+constexpr int64_t kBlockRows = 256;
 
 // kRows rows of the gradient from `o`, `columns` columns from `i`, two registers of them.
 template <class T, int kRows, bool kWhole>
@@ -178,19 +180,30 @@ inline void add_outer_of(int rows, const SparseConv3dWeightGrad<T>& task, int k,
 }
 
 template <class T>
-void weight_grad_sums(const SparseConv3dWeightGrad<T>& task, int k, const cpu::RowPair* pairs,
-                      int64_t count, int64_t begin, int64_t end) {
+void weight_grad_sums(const SparseConv3dWeightGrad<T>& task, const cpu::PairLists& lists,
+                      const cpu::WeightGradPart& part) {
   using L = ConvLanes<T>;
-  for (int64_t o = begin; o < end; ++o) {
-    T* row = task.grad_weight + (o * task.num_offsets + k) * task.in_channels;
-    std::fill(row, row + task.in_channels, T(0));
+  for (int64_t o = part.first_channel; o < part.end_channel; ++o) {
+    T* const row = task.grad_weight + o * task.num_offsets * task.in_channels;
+    std::fill(row + part.first_offset * task.in_channels, row + part.end_offset * task.in_channels,
+              T(0));
   }
-  for (int64_t p = 0; p < count; p += kPairs) {
-    const int64_t part = std::min(kPairs, count - p);
-    for (int64_t i = 0; i < task.in_channels; i += 2 * L::kLanes)
-      for (int64_t o = begin; o < end; o += L::kRows)
-        add_outer_of<T>(static_cast<int>(std::min<int64_t>(L::kRows, end - o)), task, k, pairs + p,
-                        part, o, i);
+  int64_t next[kMaxOffsets];
+  std::copy(lists.begin + part.first_offset, lists.begin + part.end_offset, next);
+  for (int64_t block = kBlockRows; block < task.num_rows + kBlockRows; block += kBlockRows) {
+    for (int k = part.first_offset; k < part.end_offset; ++k) {
+      int64_t& end = next[k - part.first_offset];
+      const cpu::RowPair* const pairs = lists.pairs + end;
+      const int64_t first = end;
+      while (end < lists.begin[k + 1] && lists.pairs[end].out < block) ++end;
+      if (end == first) continue;
+      for (int64_t i = 0; i < task.in_channels; i += 2 * L::kLanes) {
+        for (int64_t o = part.first_channel; o < part.end_channel; o += L::kRows) {
+          const int rows = static_cast<int>(std::min<int64_t>(L::kRows, part.end_channel - o));
+          add_outer_of<T>(rows, task, k, pairs, end - first, o, i);
+        }
+      }
+    }
   }
 }
 

@@ -113,6 +113,17 @@ def test_the_start_is_dual_marching_cubes_of_the_distances():
     assert found.is_watertight
 
 
+def test_the_mesh_is_the_surface_of_all_voxels():
+    mesh, _ = to_cube(half_pipe())
+    field = fit.start(mesh, 24)
+    field.weights += torch.randn(field.weights.shape, generator=torch.Generator().manual_seed(0))
+    whole = field.whole()
+    surface = field.surface(whole, field.values(whole), training=False)
+    found = field.mesh()
+    assert torch.equal(found.vertices, surface.vertices)
+    assert torch.equal(found.faces, surface.faces)
+
+
 def test_a_part_of_all_voxels_is_the_whole():
     mesh, _ = to_cube(sphere())
     field = fit.start(mesh, 24)

@@ -12,7 +12,7 @@ from fastshape import models, ops, pipelines
 from fastshape.checkpoints import triposf as official
 from fastshape.geometry import Mesh, NoSurfaceError, shapes
 from fastshape.models import CheckpointError, TripoSFConfig, TripoSFVAE
-from fastshape.models.triposf import TripoSFEncoder
+from fastshape.models.triposf import SparseLatentEncoder
 from fastshape.nn import PointPool, SparseTensor, SubdivideBlock, voxel_places
 from fastshape.testing import (
     GOLDEN_FEATURES,
@@ -87,7 +87,7 @@ def test_golden_encoder(backend, golden_folder):
     config = TripoSFConfig(
         resolution=32, feature_dim=48, dim=96, depth=2, heads=6, ratio=2, latent_channels=8
     )
-    encoder = TripoSFEncoder(config)
+    encoder = SparseLatentEncoder(config)
     load_official(encoder, state(golden))
     encoder = encoder.to(backend.device)
     feats = backend.put(golden["in.x"].requires_grad_())

@@ -55,10 +55,11 @@ def by_row(faces):
 # ---- The tables --------------------------------------------------------------------------------------------
 
 
-def test_the_table_is_what_the_data_says():
+def test_the_table_is_what_the_data_says(monkeypatch):
     path = ROOT / "scripts" / "flexicubes_table.py"
     if not path.exists():
         pytest.skip("no source tree")
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("flexicubes_table_script", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

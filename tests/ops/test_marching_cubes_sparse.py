@@ -60,10 +60,11 @@ def run(backend, values, coords, level=0.0):
 # ---- The cases ---------------------------------------------------------------------------------------------
 
 
-def test_the_table_is_what_the_rules_give():
+def test_the_table_is_what_the_rules_give(monkeypatch):
     path = ROOT / "scripts" / "marching_cubes_table.py"
     if not path.exists():
         pytest.skip("no source tree")
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("marching_cubes_table", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

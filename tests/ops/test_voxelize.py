@@ -208,3 +208,71 @@ def test_the_reach_is_the_27_offsets():
 def test_wrong_points(change, error, message):
     with pytest.raises(error, match=message):
         ops.voxelize_points(**{"points": torch.zeros(4, 3), "resolution": 4, **change})
+
+
+# ---- project_features --------------------------------------------------------------------------------------
+
+
+def orthographic(*rows: list[float]) -> torch.Tensor:
+    return torch.tensor([*rows, [0.0, 0.0, 0.0, 1.0]])
+
+
+FRONT = orthographic([1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0])  # x to the right, y up
+SIDE = orthographic([0, 0, 1.0, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0])  # z to the right
+
+
+def ramps(height: int = 8, width: int = 16) -> torch.Tensor:
+    """(1, 2, h, w): x and y of each cell's middle, the first row on top."""
+    x = (torch.arange(width) + 0.5) * 2 / width - 1
+    y = 1 - (torch.arange(height) + 0.5) * 2 / height
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])[None]
+
+
+def test_features_are_where_their_picture_has_them(backend):
+    points = 0.7 * random_points(200)
+    maps = torch.cat([ramps(), ramps()])
+    arguments = backend.put(maps, torch.stack([FRONT, SIDE]), points)
+    result = ops.project_features(*arguments, chunk=64).cpu()
+    expected = torch.stack([(points[:, 0] + points[:, 2]) / 2, points[:, 1]], 1)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    visible = torch.zeros(2, 200, dtype=torch.bool)
+    visible[0, :100] = visible[1, 50:150] = True
+    seen = ops.project_features(*arguments, visible=backend.put(visible)).cpu()
+    torch.testing.assert_close(seen[:50, 0], points[:50, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[50:100], expected[50:100], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen[100:150, 0], points[100:150, 2], rtol=1e-4, atol=1e-5)
+    assert torch.equal(seen[150:], torch.zeros(50, 2))
+
+
+def test_perspective_and_what_no_picture_shows():
+    matrix = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, -1.0, 0]])  # looks along -z
+    points = torch.tensor([[0.5, 0.25, -1.0], [0.5, 0.25, -2.0], [0.5, 0.25, 1.0], [3.0, 0.0, -1.0]])
+    result = ops.project_features(ramps(), matrix[None], points)
+    expected = torch.tensor([[0.5, 0.25], [0.25, 0.125], [0, 0], [0, 0]])
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    assert ops.project_features(ramps(), matrix[None], points[:0]).shape == (0, 2)
+
+
+def test_gradient_of_the_maps():
+    points = 0.9 * random_points(6, dtype=torch.float64)
+    maps = torch.rand(2, 3, 4, 4, dtype=torch.float64, generator=generator(0), requires_grad=True)
+    matrices = torch.stack([FRONT, SIDE]).double()
+    assert torch.autograd.gradcheck(lambda m: ops.project_features(m, matrices, points), maps)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"maps": [1]}, TypeError, "`maps` must be a tensor, got list"),
+        ({"points": torch.zeros(2, 3).int()}, TypeError, "`points` must be floating"),
+        ({"points": torch.zeros(2, 4)}, ValueError, r"`points` must have shape \(N, 3\)"),
+        ({"matrices": torch.zeros(2, 4, 4)}, ValueError, r"`matrices` must have shape \(1, 4, 4\)"),
+        ({"maps": torch.zeros(2, 4, 4)}, ValueError, r"`maps` must have shape \(V, C, h, w\)"),
+        ({"visible": torch.ones(1, 3).bool()}, ValueError, r"`visible` must have shape \(1, 2\)"),
+        ({"chunk": 0}, ValueError, "`chunk` must be at least 1, got 0"),
+    ],
+)
+def test_wrong_projections(change, error, message):
+    values = {"maps": ramps(), "matrices": FRONT[None], "points": torch.zeros(2, 3)}
+    with pytest.raises(error, match=message):
+        ops.project_features(**{**values, **change})

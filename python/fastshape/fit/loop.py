@@ -42,6 +42,9 @@ from fastshape.runtime.interrupt import delayed_interrupt
 
 _CHUNK = 1 << 20
 _COVERAGE_POINTS = 1 << 14
+# Smooth normals tell of outlines before other parts of the surface, of a slit in a wall too, where masks see
+# nothing. Smooth depth would as well, but its steps are so high that nothing else counts.
+_SMOOTH = ("mask", "normals")
 EXTENT = 0.95  # of the cube's half side: the surface keeps away from the outermost voxels
 
 
@@ -367,6 +370,7 @@ class _Run:
         return Step(field.resolution, self.done, self._steps, value, len(view.part.rows), num_faces)
 
     def result(self) -> Fit:
+        self.optimizer = RowAdam([])  # its moments take more than the field
         return Fit(
             from_cube(self.field.mesh(), self.normalization),
             self.field,
@@ -461,7 +465,8 @@ def _look(
 
 @torch.no_grad()
 def _render(target: Target, camera: Camera, size: int) -> RenderedViews:
-    return render_views(target.vertices, target.faces, camera.matrix[None], size, twins=target.twins)
+    matrices = camera.matrix[None]
+    return render_views(target.vertices, target.faces, matrices, size, smooth=_SMOOTH, twins=target.twins)
 
 
 @torch.no_grad()
@@ -476,9 +481,8 @@ def _depth(target: Target, camera: Camera, size: int) -> Tensor:
 def _picture_loss(surface: Surface, target: Target, view: View, resolution: int, config: FitConfig) -> Tensor:
     """How much the surface looks unlike the target."""
     size, wanted = config.image_size, view.wanted
-    found = render_views(
-        surface.vertices, surface.faces, view.camera.matrix[None], size, twins=centered_twins(surface.faces)
-    )
+    matrices, twins = view.camera.matrix[None], centered_twins(surface.faces)
+    found = render_views(surface.vertices, surface.faces, matrices, size, smooth=_SMOOTH, twins=twins)
     both = (found.triangle_id >= 0) & (wanted.triangle_id >= 0)
     depth = losses.depth_loss(found.depth, wanted.depth, both, beta=0.5 / resolution)
     rays = view.camera.rays(size)

@@ -14,6 +14,7 @@ from fastshape.models.pretrained import (
     PretrainedModel,
 )
 from fastshape.models.registry import MODELS, VOXEL_MODELS, Autoencoder, load, shipped
+from fastshape.models.slat import SLatConfig, SLatVAE
 from fastshape.models.structure import SparseStructureConfig, SparseStructureVAE, StructureOutput
 from fastshape.models.triposf import SparsePosterior, TripoSFConfig, TripoSFVAE
 from fastshape.models.vecset import VecSetConfig, VecSetVAE
@@ -32,6 +33,8 @@ __all__ = [
     "LaGeMConfig",
     "PreparationWarning",
     "PretrainedModel",
+    "SLatConfig",
+    "SLatVAE",
     "SparsePosterior",
     "SparseStructureConfig",
     "SparseStructureVAE",

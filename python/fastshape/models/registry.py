@@ -22,6 +22,7 @@ from fastshape.models.pretrained import (
     looks_like_hub_id,
     read_description,
 )
+from fastshape.models.slat import SLatVAE
 from fastshape.models.structure import SparseStructureVAE
 from fastshape.models.triposf import TripoSFVAE
 from fastshape.models.vecset import VecSetVAE
@@ -37,7 +38,7 @@ Autoencoder = FieldAutoencoder | SparseStructureVAE
 """What the pipelines take from a mesh to a mesh."""
 
 VOXEL_MODELS: Mapping[str, type[PretrainedModel]] = MappingProxyType(
-    {model.__name__: model for model in (SparseStructureVAE, TripoSFVAE)}
+    {model.__name__: model for model in (SparseStructureVAE, SLatVAE, TripoSFVAE)}
 )
 """The autoencoders of voxels."""
 

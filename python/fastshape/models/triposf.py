@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +93,29 @@ class TripoSFConfig(ModelConfig):
             raise ValueError(f"`heads` must divide `dim` of at least 6, got {self.heads} and {self.dim}")
 
 
+class SparseConfig(Protocol):
+    """What the transformers take of a configuration."""
+
+    @property
+    def feature_dim(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def qk_norm(self) -> bool: ...
+
+
 class SparsePosterior(NamedTuple):
     """A diagonal Gaussian over the latents of voxels.
 
@@ -136,10 +159,10 @@ class SparsePosterior(NamedTuple):
         return 0.5 * ops.segment_reduce(terms.mean(1, keepdim=True), self.mean.items)[:, 0]
 
 
-class TripoSFEncoder(SparseTransformer):
+class SparseLatentEncoder(SparseTransformer):
     """Point features of voxels to the posterior of their latents."""
 
-    def __init__(self, config: TripoSFConfig) -> None:
+    def __init__(self, config: SparseConfig) -> None:
         super().__init__(
             config.feature_dim,
             config.dim,
@@ -160,10 +183,18 @@ class TripoSFEncoder(SparseTransformer):
         return SparsePosterior(tokens.replace(mean), Posterior.gaussian(mean, logvar).logvar)  # type: ignore[arg-type]
 
 
-class TripoSFDecoder(SparseTransformer):
-    """Latents of voxels to what the surface's head takes of voxels four times as fine."""
+class SparseFlexDecoder(SparseTransformer):
+    """Latents of voxels to what the surface's head takes of voxels four times as fine.
 
-    def __init__(self, config: TripoSFConfig) -> None:
+    Args:
+        config: the sizes.
+        prunes: whether the subdivisions have logits.
+        out_channels: of a fine voxel.
+    """
+
+    def __init__(
+        self, config: SparseConfig, *, prunes: bool = True, out_channels: int = SHAPE_CHANNELS
+    ) -> None:
         super().__init__(
             config.latent_channels,
             config.dim,
@@ -175,13 +206,15 @@ class TripoSFDecoder(SparseTransformer):
         )
         widths = (config.dim, config.dim // 4, config.dim // 8)
         self.upsample = nn.ModuleList(
-            SubdivideBlock(a, b, groups=config.groups) for a, b in itertools.pairwise(widths)
+            SubdivideBlock(a, b, groups=config.groups, prunes=prunes) for a, b in itertools.pairwise(widths)
         )
-        self.out_layer = nn.Linear(widths[-1], SHAPE_CHANNELS)
+        self.out_layer = nn.Linear(widths[-1], out_channels)
 
-    def subdivide(self, tokens: SparseTensor, *, prune: bool = False) -> tuple[SparseTensor, list[Tensor]]:
-        """tokens of dim -> voxels four times as fine of 53 channels, and the logits of each subdivision."""
-        logits = []
+    def subdivide(
+        self, tokens: SparseTensor, *, prune: bool = False
+    ) -> tuple[SparseTensor, list[Tensor | None]]:
+        """tokens of dim -> voxels four times as fine of out_channels, and the logits of each subdivision."""
+        logits: list[Tensor | None] = []
         for block in self.upsample:
             tokens, said = block(tokens, prune=prune)
             logits.append(said)
@@ -234,8 +267,8 @@ class TripoSFVAE(PretrainedModel):
         self.local_pc_encoder = PointPool(
             config.point_channels, config.point_hidden, config.feature_dim, config.point_depth
         )
-        self.encoder = TripoSFEncoder(config)
-        self.decoder = TripoSFDecoder(config)
+        self.encoder = SparseLatentEncoder(config)
+        self.decoder = SparseFlexDecoder(config)
 
     def point_features(self, points: Tensor | list[Tensor], voxels: Tensor) -> SparseTensor:
         """What the points say of their voxels.

@@ -47,10 +47,11 @@ def sparseflex_surface(
     *,
     bounds: float = 0.5,
     scaled: bool = True,
+    closed: bool = False,
     training: bool = False,
     face_order: str = "trellis",
 ) -> SparseFlexSurface:
-    """The surface within the voxels of one shape; where there is no voxel it ends.
+    """The surface within the voxels of one shape; where there is no voxel it ends, unless it is `closed`.
 
     A corner's values are the means over the voxels that have it. In units of a voxel a corner moves by half
     the tanh of its deformation along each axis.
@@ -61,7 +62,9 @@ def sparseflex_surface(
             be there twice: its corners count twice, and of the weights the last ones hold.
         resolution: voxels along an axis of the whole grid.
         bounds: half side of the cube that the grid fills.
-        scaled: distances are in units of a quarter of the grid, as TripoSF's; False: as TRELLIS has them.
+        scaled: distances are in units of four voxels, as TripoSF's; False: as TRELLIS has them.
+        closed: what is no voxel is outside, as TRELLIS has it: distance 1 at its corners, no deformation, raw
+            weights of zero. A surface that would end is closed there, and a thin shell has two skins.
         training: as in `ops.flexicubes`.
         face_order: as in `ops.flexicubes`.
 
@@ -85,14 +88,17 @@ def sparseflex_surface(
         parts.append(feats[:, SHAPE_CHANNELS:].unflatten(1, (8, 6)))
     said = torch.cat(parts, 2)  # (N, 8, 4 or 10)
     mean = ops.corner_mean(said, corners)
-    weights = feats[:, 32:SHAPE_CHANNELS]
+    raw = feats[:, 32:SHAPE_CHANNELS]
+    values, cubes, points, weights = mean, corners.cubes, corners.coords, raw
+    if closed:
+        values, cubes, points, weights = _surrounded(x, resolution, corners, mean, raw)
     reach = (1.0 - 1e-8) * bounds / resolution
-    places = corners.coords.to(feats.dtype) * (2.0 * bounds / resolution) - bounds
+    places = points.to(feats.dtype) * (2.0 * bounds / resolution) - bounds
     surface = ops.flexicubes(
-        mean[:, 0].contiguous(),
-        cubes=corners.cubes,
-        positions=(places + reach * mean[:, 1:4].tanh()).contiguous(),
-        features=mean[:, 4:].sigmoid().contiguous() if len(parts) == 3 else None,
+        values[:, 0].contiguous(),
+        cubes=cubes,
+        positions=(places + reach * values[:, 1:4].tanh()).contiguous(),
+        features=values[:, 4:].sigmoid().contiguous() if len(parts) == 3 else None,
         beta=weights[:, :12],
         alpha=weights[:, 12:20],
         gamma=weights[:, 20],
@@ -108,5 +114,27 @@ def sparseflex_surface(
         mean,
         corners.cubes,
         corners.coords,
-        weights,
+        raw,
     )
+
+
+def _surrounded(
+    x: SparseTensor, resolution: int, corners: ops.VoxelCorners, mean: Tensor, raw: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values, cubes, corners and weights with the voxels' neighbors in the grid, which are outside.
+
+    No other cube can be crossed: all of its corners are outside.
+    """
+    voxels = x.coords[:, 1:].contiguous()
+    around = ops.dilate_coords(voxels, shape=(resolution,) * 3)
+    wider = ops.voxel_corners(around, resolution=resolution)
+    values = mean.new_zeros(len(wider.keys), mean.shape[1])
+    values[:, 0] = 1.0
+    values = values.index_put((torch.searchsorted(wider.keys, corners.keys),), mean)
+    rows = ops.lookup_voxels(_with_item(around), _with_item(voxels))
+    weights = raw.new_zeros(len(around), raw.shape[1]).index_put((rows,), raw)
+    return values, wider.cubes, wider.coords, weights
+
+
+def _with_item(voxels: Tensor) -> Tensor:
+    return torch.nn.functional.pad(voxels, (1, 0))

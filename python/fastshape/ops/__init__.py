@@ -71,5 +71,6 @@ from fastshape.ops.sparse_conv import sparse_conv3d as sparse_conv3d
 from fastshape.ops.tokens import Tokens as Tokens
 from fastshape.ops.tokens import pack_tokens as pack_tokens
 from fastshape.ops.tokens import unpack_tokens as unpack_tokens
+from fastshape.ops.voxels import project_features as project_features
 from fastshape.ops.voxels import voxelize_mesh as voxelize_mesh
 from fastshape.ops.voxels import voxelize_points as voxelize_points

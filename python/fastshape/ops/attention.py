@@ -298,8 +298,9 @@ def _run_backward(
 def _attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *layout: Any
 ) -> tuple[Tensor, ...]:
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    return (*grads, *_run_backward(grad_out, q, k, v, out, lse, layout, grads))  # type: ignore[arg-type]
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    grads = (grad_q, grad_k, grad_v)
+    return (*grads, *_run_backward(grad_out, q, k, v, out, lse, layout, grads))
 
 
 def _fake_attention_backward(
@@ -322,7 +323,9 @@ def _attention_backward_packed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v in one tensor, (N, 3, H, D)."""
     grad = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    return grad, *_run_backward(grad_out, *qkv.unbind(1), out, lse, layout, grad.unbind(1))
+    q, k, v = qkv.unbind(1)
+    grad_q, grad_k, grad_v = grad.unbind(1)
+    return grad, *_run_backward(grad_out, q, k, v, out, lse, layout, (grad_q, grad_k, grad_v))
 
 
 _attention_backward_packed_op = define(
