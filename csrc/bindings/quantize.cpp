@@ -401,15 +401,16 @@ T* optional_data(const std::optional<Tensor>& tensor) {
 }
 
 size_t multiscale_workspace_bytes(int64_t num_codes, int64_t dim, int64_t max_rows,
-                                  int64_t grid_rows, bool is_double, bool cuda_device) {
+                                  int64_t all_rows, int64_t grid_rows, bool is_double,
+                                  bool cuda_device) {
   require_codebook_sizes("codebook", num_codes, dim);
-  static_cast<void>(max_rows), static_cast<void>(grid_rows);
+  static_cast<void>(max_rows), static_cast<void>(all_rows), static_cast<void>(grid_rows);
   const int d = static_cast<int>(dim);
   return bytes_for(is_double, [&](auto zero) {
     using T = decltype(zero);
-    return bytes_on(
-        cuda_device, FASTSHAPE_CPU_BYTES(multiscale_workspace_bytes<T>(num_codes, d)),
-        FASTSHAPE_CUDA_BYTES(multiscale_workspace_bytes<T>(num_codes, d, max_rows, grid_rows)));
+    return bytes_on(cuda_device, FASTSHAPE_CPU_BYTES(multiscale_workspace_bytes<T>(num_codes, d)),
+                    FASTSHAPE_CUDA_BYTES(multiscale_workspace_bytes<T>(num_codes, d, max_rows,
+                                                                       all_rows, grid_rows)));
   });
 }
 
@@ -449,7 +450,8 @@ void multiscale_quantize(const std::optional<Tensor>& z, const Tensor& codebook,
   const Workspace space = open_workspace(codebook, "codebook", workspace);
   require_workspace(space,
                     multiscale_workspace_bytes(codebook.size(0), dim, batch * total.max_tokens,
-                                               batch * cells, codebook.dtype() == DType::float64,
+                                               batch * total.num_tokens, batch * cells,
+                                               codebook.dtype() == DType::float64,
                                                codebook.device() == Device::cuda));
   with_dtype(codebook, [&](auto zero) {
     using T = decltype(zero);
@@ -467,16 +469,17 @@ void multiscale_quantize(const std::optional<Tensor>& z, const Tensor& codebook,
   });
 }
 
-size_t multiscale_backward_workspace_bytes(int64_t dim, int64_t grid_rows, int64_t num_scales,
-                                           bool is_double, bool cuda_device) {
+size_t multiscale_backward_workspace_bytes(int64_t dim, int64_t all_rows, int64_t grid_rows,
+                                           int64_t num_scales, bool is_double, bool cuda_device) {
   require_codebook_sizes("codebook", 1, dim);
-  static_cast<void>(grid_rows), static_cast<void>(num_scales);
+  static_cast<void>(all_rows), static_cast<void>(grid_rows), static_cast<void>(num_scales);
   [[maybe_unused]] const int d = static_cast<int>(dim), scales = static_cast<int>(num_scales);
   return bytes_for(is_double, [&](auto zero) {
     using T [[maybe_unused]] = decltype(zero);
     return bytes_on(
         cuda_device, [] { return size_t{0}; },
-        FASTSHAPE_CUDA_BYTES(multiscale_backward_workspace_bytes<T>(d, grid_rows, scales)));
+        FASTSHAPE_CUDA_BYTES(
+            multiscale_backward_workspace_bytes<T>(d, all_rows, grid_rows, scales)));
   });
 }
 
@@ -512,7 +515,8 @@ void multiscale_backward(const Tensor& codes, const Tensor& residuals, const Ten
                    {phi_weight->size(0), dim}, "(P, D)");
   }
   const Workspace space = open_workspace(codebook, "codebook", workspace);
-  require_workspace(space, multiscale_backward_workspace_bytes(dim, batch * cells, total.num_scales,
+  require_workspace(space, multiscale_backward_workspace_bytes(dim, batch * total.num_tokens,
+                                                               batch * cells, total.num_scales,
                                                                codebook.dtype() == DType::float64,
                                                                codebook.device() == Device::cuda));
   with_dtype(codebook, [&](auto zero) {
@@ -562,8 +566,8 @@ void bind_quantize(py::module_& m) {
         py::arg("workspace"), py::arg("codes"), py::arg("quantized"), py::arg("square_error"),
         py::arg("residuals"), py::arg("inputs"), py::arg("counts"));
   m.def("multiscale_workspace_bytes", &multiscale_workspace_bytes, py::arg("num_codes"),
-        py::arg("dim"), py::arg("max_rows"), py::arg("grid_rows"), py::arg("is_double"),
-        py::arg("cuda"));
+        py::arg("dim"), py::arg("max_rows"), py::arg("all_rows"), py::arg("grid_rows"),
+        py::arg("is_double"), py::arg("cuda"));
   m.def("multiscale_backward", &multiscale_backward, py::arg("codes"), py::arg("residuals"),
         py::arg("codebook"), py::arg("factors"), py::arg("bands"), py::arg("sizes"),
         py::arg("height"), py::arg("width"), py::arg("phi_weight"), py::arg("phi_bias"),
@@ -571,7 +575,8 @@ void bind_quantize(py::module_& m) {
         py::arg("workspace"), py::arg("grad_z"), py::arg("grad_codes"), py::arg("grad_phi_weight"),
         py::arg("grad_phi_bias"));
   m.def("multiscale_backward_workspace_bytes", &multiscale_backward_workspace_bytes, py::arg("dim"),
-        py::arg("grid_rows"), py::arg("num_scales"), py::arg("is_double"), py::arg("cuda"));
+        py::arg("all_rows"), py::arg("grid_rows"), py::arg("num_scales"), py::arg("is_double"),
+        py::arg("cuda"));
 }
 
 }  // namespace fastshape

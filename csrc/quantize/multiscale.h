@@ -76,16 +76,24 @@ struct MultiscaleBackward {
   T* grad_phi_bias;           // as phi_bias, or null
 };
 
-// What a token of the coarse grid sees of the fine one.
+// What a token of the coarse grid sees of a row of the fine one.
+template <class T>
+FASTSHAPE_HOST_DEVICE T down_row(const Multiscale<T>& task, const Scale<T>& scale, const T* grid,
+                                 int y, int j, int component) {
+  T row = T(0);
+  for (int x = scale.down_x_band[2 * j]; x < scale.down_x_band[2 * j + 1]; ++x)
+    row = row + scale.down_x[j * task.width + x] *
+                    grid[(int64_t{1} * y * task.width + x) * task.dim + component];
+  return row;
+}
+
+// And of all of it.
 template <class T>
 FASTSHAPE_HOST_DEVICE T down_component(const Multiscale<T>& task, const Scale<T>& scale,
                                        const T* grid, int i, int j, int component) {
   T sum = T(0);
   for (int y = scale.down_y_band[2 * i]; y < scale.down_y_band[2 * i + 1]; ++y) {
-    T row = T(0);
-    for (int x = scale.down_x_band[2 * j]; x < scale.down_x_band[2 * j + 1]; ++x)
-      row = row + scale.down_x[j * task.width + x] *
-                      grid[(int64_t{1} * y * task.width + x) * task.dim + component];
+    const T row = down_row(task, scale, grid, y, j, component);
     sum = sum + scale.down_y[i * task.height + y] * row;
   }
   return sum;
@@ -97,31 +105,40 @@ FASTSHAPE_HOST_DEVICE T code_component(const Multiscale<T>& task, int64_t code, 
   return code >= 0 && code < task.num_codes ? task.codebook[code * task.dim + component] : T(0);
 }
 
-// What a cell of the fine grid gets from the codes of the coarse one.
+// What a cell of the fine grid gets from the codes of the coarse one, `tokens` (height, width,
+// dim).
 template <class T>
 FASTSHAPE_HOST_DEVICE T up_component(const Multiscale<T>& task, const Scale<T>& scale,
-                                     const int64_t* codes, int y, int x, int component) {
+                                     const T* tokens, int y, int x, int component) {
   T sum = T(0);
   for (int i = scale.up_y_band[2 * y]; i < scale.up_y_band[2 * y + 1]; ++i) {
     T row = T(0);
     for (int j = scale.up_x_band[2 * x]; j < scale.up_x_band[2 * x + 1]; ++j)
       row = row + scale.up_x[x * scale.width + j] *
-                      code_component(task, codes[i * scale.width + j], component);
+                      tokens[(int64_t{1} * i * scale.width + j) * task.dim + component];
     sum = sum + scale.up_y[y * scale.height + i] * row;
   }
   return sum;
 }
 
-// Its transpose: what a token of the coarse grid gets of a gradient on the fine one.
+// Its transpose: what a token of the coarse grid gets of a gradient on a column of the fine one.
+template <class T>
+FASTSHAPE_HOST_DEVICE T up_transposed_column(const Multiscale<T>& task, const Scale<T>& scale,
+                                             const T* grid, int i, int x, int component) {
+  T column = T(0);
+  for (int y = scale.up_y_columns[2 * i]; y < scale.up_y_columns[2 * i + 1]; ++y)
+    column = column + scale.up_y[y * scale.height + i] *
+                          grid[(int64_t{1} * y * task.width + x) * task.dim + component];
+  return column;
+}
+
+// And on all of it.
 template <class T>
 FASTSHAPE_HOST_DEVICE T up_transposed_component(const Multiscale<T>& task, const Scale<T>& scale,
                                                 const T* grid, int i, int j, int component) {
   T sum = T(0);
   for (int x = scale.up_x_columns[2 * j]; x < scale.up_x_columns[2 * j + 1]; ++x) {
-    T column = T(0);
-    for (int y = scale.up_y_columns[2 * i]; y < scale.up_y_columns[2 * i + 1]; ++y)
-      column = column + scale.up_y[y * scale.height + i] *
-                            grid[(int64_t{1} * y * task.width + x) * task.dim + component];
+    const T column = up_transposed_column(task, scale, grid, i, x, component);
     sum = sum + scale.up_x[x * scale.width + j] * column;
   }
   return sum;
@@ -139,12 +156,14 @@ void multiscale_backward(const Multiscale<T>& task, const MultiscaleBackward<T>&
 
 namespace cuda {
 template <class T>
-size_t multiscale_workspace_bytes(int64_t num_codes, int dim, int64_t max_rows, int64_t grid_rows);
+size_t multiscale_workspace_bytes(int64_t num_codes, int dim, int64_t max_rows, int64_t all_rows,
+                                  int64_t grid_rows);
 template <class T>
 void multiscale_quantize(const Multiscale<T>& task, const MultiscaleForward<T>& out,
                          void* workspace, cudaStream_t stream);
 template <class T>
-size_t multiscale_backward_workspace_bytes(int dim, int64_t grid_rows, int num_scales);
+size_t multiscale_backward_workspace_bytes(int dim, int64_t all_rows, int64_t grid_rows,
+                                           int num_scales);
 template <class T>
 void multiscale_backward(const Multiscale<T>& task, const MultiscaleBackward<T>& out,
                          void* workspace, cudaStream_t stream);

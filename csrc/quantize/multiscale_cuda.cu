@@ -2,13 +2,13 @@
 
 #include "quantize/search.cuh"
 
-// Four launches a scale: down, search, pick, and one that brings the codes up, folds them with phi
-// and takes them from what is left. Backward needs no order of scales but for one sum over them.
+// Five launches a scale: down, search, pick, up, and one that folds with phi and takes the result
+// from what is left. Backward needs no order of scales but for one sum over them.
 
 namespace fastshape::cuda {
 namespace {
 
-// ---- Down, search, pick ------------------------------------------------------------------------
+// ---- Down, pick, up ------------------------------------------------------------------------
 
 // One component of one token; `in` (batch, cells, dim).
 template <class T>
@@ -24,21 +24,83 @@ __global__ void down_kernel(Multiscale<T> task, int s, const T* in, T* out, int6
       static_cast<int>(token % scale.width), component);
 }
 
-// A warp for each token of a scale.
+// The same with a block for each token, for tokens that see much of the grid: its rows side by
+// side, then their sum. Shared memory: (rows of the grid, dim).
+template <class T>
+__global__ void down_wide_kernel(Multiscale<T> task, int s, const T* in, T* out,
+                                 int64_t out_stride) {
+  const Scale<T>& scale = task.scales[s];
+  T* const rows = shared_tail<T>(0);
+  const int64_t tokens = int64_t{1} * scale.height * scale.width;
+  const int64_t token = blockIdx.x % tokens, b = blockIdx.x / tokens;
+  const int i = static_cast<int>(token / scale.width), j = static_cast<int>(token % scale.width);
+  const int begin = scale.down_y_band[2 * i], count = scale.down_y_band[2 * i + 1] - begin;
+  const T* const grid = in + b * task.cells * task.dim;
+  for (int k = static_cast<int>(threadIdx.x); k < count * task.dim; k += kBlock)
+    rows[k] = down_row(task, scale, grid, begin + k / task.dim, j, k % task.dim);
+  __syncthreads();
+  for (int component = static_cast<int>(threadIdx.x); component < task.dim; component += kBlock) {
+    T sum = T(0);
+    for (int k = 0; k < count; ++k)
+      sum = sum + scale.down_y[i * task.height + begin + k] * rows[k * task.dim + component];
+    out[b * out_stride + token * task.dim + component] = sum;
+  }
+}
+
+constexpr size_t kWideBytes = 48 * 1024;
+
+template <class T>
+void down(const char* op, const Multiscale<T>& task, int s, const T* in, T* out, int64_t out_stride,
+          cudaStream_t stream) {
+  const int64_t tokens = int64_t{1} * task.scales[s].height * task.scales[s].width;
+  const size_t bytes = static_cast<size_t>(task.height) * task.dim * sizeof(T);
+  if (8 * tokens < task.cells && bytes <= kWideBytes)
+    launch(op, down_wide_kernel<T>, dim3(static_cast<unsigned>(task.batch * tokens)), dim3(kBlock),
+           bytes, stream, task, s, in, out, out_stride);
+  else
+    launch(op, down_kernel<T>, blocks_for(task.batch * tokens * task.dim), dim3(kBlock), 0, stream,
+           task, s, in, out, out_stride);
+}
+
+// A warp for each token of a scale: its code, and the code's vector, (batch, num_tokens, dim).
 template <class T>
 __global__ void pick_kernel(Multiscale<T> task, int s, SearchParts<T> parts, int64_t* codes,
-                            int64_t* counts) {
+                            int64_t* counts, T* vectors) {
   const Scale<T>& scale = task.scales[s];
   const int64_t tokens = int64_t{1} * scale.height * scale.width;
   const int64_t row = thread_index() / 32;
   if (row >= task.batch * tokens) return;
   const int32_t code = best_of_parts(parts, task.batch * tokens, row);
+  const int64_t place = row / tokens * task.num_tokens + scale.first_token + row % tokens;
+  for (int i = static_cast<int>(lane_id()); i < task.dim; i += 32)
+    vectors[place * task.dim + i] = code_component(task, code, i);
   if (lane_id() != 0) return;
-  codes[row / tokens * task.num_tokens + scale.first_token + row % tokens] = code;
+  codes[place] = code;
   if (counts != nullptr) count_code(counts + s * task.num_codes, code);
 }
 
-// ---- Up, phi, subtract -------------------------------------------------------------------------
+// The vectors of codes that are given.
+template <class T>
+__global__ void vectors_kernel(Multiscale<T> task, const int64_t* codes, T* vectors) {
+  const int64_t i = thread_index();
+  if (i < task.batch * task.num_tokens * task.dim)
+    vectors[i] = code_component(task, codes[i / task.dim], static_cast<int>(i % task.dim));
+}
+
+// u of the scales from `first` on, a plane of blocks each: (scales, batch, cells, dim).
+template <class T>
+__global__ void up_kernel(Multiscale<T> task, int first, const T* vectors, T* up) {
+  const int64_t i = thread_index(), values = task.batch * task.cells * task.dim;
+  if (i >= values) return;
+  const Scale<T>& scale = task.scales[first + static_cast<int>(blockIdx.y)];
+  const int component = static_cast<int>(i % task.dim);
+  const int64_t cell = i / task.dim % task.cells, b = i / task.dim / task.cells;
+  up[blockIdx.y * values + i] = up_component(
+      task, scale, vectors + (b * task.num_tokens + scale.first_token) * task.dim,
+      static_cast<int>(cell / task.width), static_cast<int>(cell % task.width), component);
+}
+
+// ---- Phi, subtract -------------------------------------------------------------------------
 
 constexpr int kApplyThreads = 256;
 constexpr size_t kTileBytes = 64 * 1024;
@@ -90,15 +152,15 @@ __device__ __forceinline__ void fill_tile(const Multiscale<T>& task, const Tile&
 
 template <class T>
 __global__ void __launch_bounds__(kApplyThreads)
-    apply_kernel(Multiscale<T> task, int s, int tile, MultiscaleForward<T> out, const T* before,
-                 T* residual) {
+    apply_kernel(Multiscale<T> task, int s, int tile, MultiscaleForward<T> out, const T* up,
+                 const T* before, T* residual) {
   const Scale<T>& scale = task.scales[s];
   T* const u = shared_tail<T>(0);
   const Tile t = tile_of(task, tile);
   const int dim = task.dim, wide = t.cells + 2;
-  const int64_t* const codes = out.codes + t.b * task.num_tokens + scale.first_token;
+  const T* const of_sample = up + t.b * task.cells * dim;
   fill_tile(task, t, u, [&](int y, int x, int component) {
-    return up_component(task, scale, codes, y, x, component);
+    return of_sample[(int64_t{1} * y * task.width + x) * dim + component];
   });
   __syncthreads();
   const T* const weight = task.phi_weight == nullptr
@@ -175,19 +237,6 @@ __global__ void __launch_bounds__(kApplyThreads)
     grad_up[first * dim + i] =
         (T(1) - task.ratio) * g[(wide + cell + 1) * dim + component] + task.ratio * sum;
   }
-}
-
-// u of every scale, once more.
-template <class T>
-__global__ void up_kernel(Multiscale<T> task, const int64_t* codes, T* up) {
-  const int64_t i = thread_index(), values = task.batch * task.cells * task.dim;
-  if (i >= values) return;
-  const int s = static_cast<int>(blockIdx.y);
-  const int component = static_cast<int>(i % task.dim);
-  const int64_t cell = i / task.dim % task.cells, b = i / task.dim / task.cells;
-  up[s * values + i] = up_component(
-      task, task.scales[s], codes + b * task.num_tokens + task.scales[s].first_token,
-      static_cast<int>(cell / task.width), static_cast<int>(cell % task.width), component);
 }
 
 // Rows of the grids are summed in groups: as many as their sums need no more memory than a few
@@ -268,12 +317,37 @@ __global__ void grad_codes_kernel(Multiscale<T> task, const T* grad_up, T* grad_
                               place / scale.width, place % scale.width, component);
 }
 
+// The same with a block for each token: its columns side by side, then their sum. Shared memory:
+// (columns of the grid, dim).
+template <class T>
+__global__ void grad_codes_wide_kernel(Multiscale<T> task, const T* grad_up, T* grad_codes) {
+  T* const columns = shared_tail<T>(0);
+  const int64_t token = blockIdx.x % task.num_tokens, b = blockIdx.x / task.num_tokens;
+  const int s = scale_of_token(task, token), dim = task.dim;
+  const Scale<T>& scale = task.scales[s];
+  const auto place = static_cast<int>(token - scale.first_token);
+  const int i = place / scale.width, j = place % scale.width;
+  const int begin = scale.up_x_columns[2 * j], count = scale.up_x_columns[2 * j + 1] - begin;
+  const T* const grid = grad_up + (s * task.batch + b) * task.cells * dim;
+  for (int k = static_cast<int>(threadIdx.x); k < count * dim; k += kBlock)
+    columns[k] = up_transposed_column(task, scale, grid, i, begin + k / dim, k % dim);
+  __syncthreads();
+  for (int component = static_cast<int>(threadIdx.x); component < dim; component += kBlock) {
+    T sum = T(0);
+    for (int k = 0; k < count; ++k)
+      sum = sum + scale.up_x[(begin + k) * scale.width + j] * columns[k * dim + component];
+    grad_codes[(b * task.num_tokens + token) * dim + component] = sum;
+  }
+}
+
 // ---- Workspaces --------------------------------------------------------------------------------
 
 template <class T>
 struct ForwardWorkspace {
   PackedCodebook<T> packed;
-  T *tokens, *residual;
+  T* tokens;         // of one scale, to be searched
+  T* vectors;        // (batch, num_tokens, dim)
+  T *up, *residual;  // (batch, cells, dim)
   unsigned char* parts;
   size_t bytes;
 };
@@ -297,11 +371,13 @@ size_t most_parts_bytes(int64_t num_codes, int64_t rows) {
 
 template <class T>
 ForwardWorkspace<T> forward_workspace(void* begin, int64_t num_codes, int dim, int64_t max_rows,
-                                      int64_t grid_rows) {
+                                      int64_t all_rows, int64_t grid_rows) {
   WorkspaceCutter cutter(begin);
   ForwardWorkspace<T> w{};
   w.packed = take_packed_codebook<T>(cutter, num_codes, dim);
   w.tokens = cutter.take<T>(max_rows * dim);
+  w.vectors = cutter.take<T>(all_rows * dim);
+  w.up = cutter.take<T>(grid_rows * dim);
   w.residual = cutter.take<T>(grid_rows * dim);
   w.parts =
       cutter.take<unsigned char>(static_cast<int64_t>(most_parts_bytes<T>(num_codes, max_rows)));
@@ -312,18 +388,21 @@ ForwardWorkspace<T> forward_workspace(void* begin, int64_t num_codes, int dim, i
 template <class T>
 struct BackwardWorkspace {
   T *grad, *grad_up, *up;  // (scales, batch, cells, dim)
+  T* vectors;              // (batch, num_tokens, dim)
   T *sums, *bias_sums;     // of weight_kernel
   size_t bytes;
 };
 
 template <class T>
-BackwardWorkspace<T> backward_workspace(void* begin, int dim, int64_t grid_rows, int num_scales) {
+BackwardWorkspace<T> backward_workspace(void* begin, int dim, int64_t all_rows, int64_t grid_rows,
+                                        int num_scales) {
   WorkspaceCutter cutter(begin);
   BackwardWorkspace<T> w{};
   const int64_t values = num_scales * grid_rows * dim;
   w.grad = cutter.take<T>(values);
   w.grad_up = cutter.take<T>(values);
   w.up = cutter.take<T>(values);
+  w.vectors = cutter.take<T>(all_rows * dim);
   const int64_t sums = num_scales * sum_groups(kMostGroups, dim) * dim;
   w.sums = cutter.take<T>(sums * kTaps * dim);
   w.bias_sums = cutter.take<T>(sums);
@@ -336,8 +415,9 @@ BackwardWorkspace<T> backward_workspace(void* begin, int dim, int64_t grid_rows,
 // ---- The two calls -----------------------------------------------------------------------------
 
 template <class T>
-size_t multiscale_workspace_bytes(int64_t num_codes, int dim, int64_t max_rows, int64_t grid_rows) {
-  return forward_workspace<T>(nullptr, num_codes, dim, max_rows, grid_rows).bytes;
+size_t multiscale_workspace_bytes(int64_t num_codes, int dim, int64_t max_rows, int64_t all_rows,
+                                  int64_t grid_rows) {
+  return forward_workspace<T>(nullptr, num_codes, dim, max_rows, all_rows, grid_rows).bytes;
 }
 
 template <class T>
@@ -355,10 +435,14 @@ void multiscale_quantize(const Multiscale<T>& task, const MultiscaleForward<T>& 
     max_tokens = tokens > max_tokens ? tokens : max_tokens;
   }
   const auto w = forward_workspace<T>(workspace, task.num_codes, dim, task.batch * max_tokens,
-                                      task.batch * task.cells);
+                                      task.batch * task.num_tokens, task.batch * task.cells);
+  const int64_t values = task.batch * task.cells * dim;
   if (out.z != nullptr)
     pack_codebook(op, Codebook<T>{task.codebook, task.num_codes, dim, task.cosine}, w.packed,
                   stream);
+  else
+    launch(op, vectors_kernel<T>, blocks_for(task.batch * task.num_tokens * dim), dim3(kBlock), 0,
+           stream, task, out.codes, w.vectors);
   const int tile = tile_width<T>(task.width, dim);
   const int64_t tiles = task.batch * task.height * ((task.width + tile - 1) / tile);
   const T* residual = out.z;
@@ -366,32 +450,32 @@ void multiscale_quantize(const Multiscale<T>& task, const MultiscaleForward<T>& 
     const int64_t tokens = int64_t{1} * task.scales[s].height * task.scales[s].width;
     const int64_t rows = task.batch * tokens;
     if (out.z != nullptr) {
-      launch(op, down_kernel<T>, blocks_for(rows * dim), dim3(kBlock), 0, stream, task, s, residual,
-             w.tokens, tokens * dim);
+      down(op, task, s, residual, w.tokens, tokens * dim, stream);
       WorkspaceCutter cutter(w.parts);
       const auto parts = take_search_parts<T>(cutter, task.num_codes, rows);
       search(op, w.packed, w.tokens, rows, parts, stream);
       launch(op, pick_kernel<T>, blocks_for(rows * 32), dim3(kBlock), 0, stream, task, s, parts,
-             out.codes, out.counts);
+             out.codes, out.counts, w.vectors);
     }
+    launch(op, up_kernel<T>, blocks_for(values), dim3(kBlock), 0, stream, task, s, w.vectors, w.up);
     T* const after =
         out.residuals == nullptr ? w.residual : out.residuals + s * task.batch * task.cells * dim;
     launch(op, apply_kernel<T>, dim3(static_cast<unsigned>(tiles)), dim3(kApplyThreads),
-           tile_bytes<T>(tile, dim), stream, task, s, tile, out, residual, after);
+           tile_bytes<T>(tile, dim), stream, task, s, tile, out, w.up, residual, after);
     if (out.z != nullptr) residual = after;
     if (out.inputs != nullptr && s + 1 < task.num_scales) {
       const Scale<T>& next = task.scales[s + 1];
       const int64_t first = task.scales[1].first_token;
-      launch(op, down_kernel<T>, blocks_for(task.batch * next.height * next.width * dim),
-             dim3(kBlock), 0, stream, task, s + 1, out.quantized,
-             out.inputs + (next.first_token - first) * dim, (task.num_tokens - first) * dim);
+      down(op, task, s + 1, static_cast<const T*>(out.quantized),
+           out.inputs + (next.first_token - first) * dim, (task.num_tokens - first) * dim, stream);
     }
   }
 }
 
 template <class T>
-size_t multiscale_backward_workspace_bytes(int dim, int64_t grid_rows, int num_scales) {
-  return backward_workspace<T>(nullptr, dim, grid_rows, num_scales).bytes;
+size_t multiscale_backward_workspace_bytes(int dim, int64_t all_rows, int64_t grid_rows,
+                                           int num_scales) {
+  return backward_workspace<T>(nullptr, dim, all_rows, grid_rows, num_scales).bytes;
 }
 
 template <class T>
@@ -400,7 +484,8 @@ void multiscale_backward(const Multiscale<T>& task, const MultiscaleBackward<T>&
   const char* op = "multiscale_backward";
   const int dim = task.dim;
   const int64_t values = task.batch * task.cells * dim;
-  const auto w = backward_workspace<T>(workspace, dim, task.batch * task.cells, task.num_scales);
+  const auto w = backward_workspace<T>(workspace, dim, task.batch * task.num_tokens,
+                                       task.batch * task.cells, task.num_scales);
   const int64_t groups = sum_groups(task.batch * task.height, dim);
   const auto scales = static_cast<unsigned>(task.num_scales);
   if (values > 0)
@@ -412,8 +497,10 @@ void multiscale_backward(const Multiscale<T>& task, const MultiscaleBackward<T>&
     launch(op, grad_up_kernel<T>, dim3(static_cast<unsigned>(tiles), scales), dim3(kApplyThreads),
            tile_bytes<T>(tile, dim), stream, task, tile, w.grad, w.grad_up);
     grad_up = w.grad_up;
-    launch(op, up_kernel<T>, dim3(blocks_for(values).x, scales), dim3(kBlock), 0, stream, task,
-           out.codes, w.up);
+    launch(op, vectors_kernel<T>, blocks_for(task.batch * task.num_tokens * dim), dim3(kBlock), 0,
+           stream, task, out.codes, w.vectors);
+    launch(op, up_kernel<T>, dim3(blocks_for(values).x, scales), dim3(kBlock), 0, stream, task, 0,
+           w.vectors, w.up);
     launch(
         op, weight_kernel<T>,
         dim3(blocks_for(int64_t{1} * dim * dim).x, kTaps, scales * static_cast<unsigned>(groups)),
@@ -423,17 +510,22 @@ void multiscale_backward(const Multiscale<T>& task, const MultiscaleBackward<T>&
     launch(op, weight_total_kernel<T>,
            blocks_for(int64_t{1} * task.num_phis * dim * (kTaps * dim + 1)), dim3(kBlock), 0,
            stream, task, out, values > 0 ? groups : 0, w.sums, w.bias_sums);
-  const int64_t tokens = task.batch * task.num_tokens * dim;
-  if (tokens > 0)
-    launch(op, grad_codes_kernel<T>, blocks_for(tokens), dim3(kBlock), 0, stream, task, grad_up,
-           out.grad_codes);
+  const int64_t tokens = task.batch * task.num_tokens;
+  const size_t bytes = static_cast<size_t>(task.width) * dim * sizeof(T);
+  if (tokens == 0) return;
+  if (bytes <= kWideBytes)
+    launch(op, grad_codes_wide_kernel<T>, dim3(static_cast<unsigned>(tokens)), dim3(kBlock), bytes,
+           stream, task, grad_up, out.grad_codes);
+  else
+    launch(op, grad_codes_kernel<T>, blocks_for(tokens * dim), dim3(kBlock), 0, stream, task,
+           grad_up, out.grad_codes);
 }
 
 #define FASTSHAPE_INSTANTIATE(T)                                                                  \
-  template size_t multiscale_workspace_bytes<T>(int64_t, int, int64_t, int64_t);                  \
+  template size_t multiscale_workspace_bytes<T>(int64_t, int, int64_t, int64_t, int64_t);         \
   template void multiscale_quantize<T>(const Multiscale<T>&, const MultiscaleForward<T>&, void*,  \
                                        cudaStream_t);                                             \
-  template size_t multiscale_backward_workspace_bytes<T>(int, int64_t, int);                      \
+  template size_t multiscale_backward_workspace_bytes<T>(int, int64_t, int64_t, int);             \
   template void multiscale_backward<T>(const Multiscale<T>&, const MultiscaleBackward<T>&, void*, \
                                        cudaStream_t);
 FASTSHAPE_INSTANTIATE(float)

@@ -577,7 +577,7 @@ def multiscale_quantize(
     counts: Tensor | None,
 ) -> None: ...
 def multiscale_workspace_bytes(
-    num_codes: int, dim: int, max_rows: int, grid_rows: int, is_double: bool, cuda: bool
+    num_codes: int, dim: int, max_rows: int, all_rows: int, grid_rows: int, is_double: bool, cuda: bool
 ) -> int: ...
 def multiscale_backward(
     codes: Tensor,
@@ -600,5 +600,5 @@ def multiscale_backward(
     grad_phi_bias: Tensor | None,
 ) -> None: ...
 def multiscale_backward_workspace_bytes(
-    dim: int, grid_rows: int, num_scales: int, is_double: bool, cuda: bool
+    dim: int, all_rows: int, grid_rows: int, num_scales: int, is_double: bool, cuda: bool
 ) -> int: ...

@@ -235,6 +235,7 @@ def _workspace(codebook: Tensor, sizes: Sequence[int], grid: Sequence[int], batc
         num_codes,
         dim,
         batch * most,
+        batch * _num_tokens(sizes),
         batch * grid[0] * grid[1],
         codebook.dtype == torch.float64,
         codebook.is_cuda,
@@ -432,6 +433,7 @@ def _multiscale_backward(
     module = backend()
     size = module.multiscale_backward_workspace_bytes(
         codebook.shape[1],
+        codes.numel(),
         codes.shape[0] * grid[0] * grid[1],
         len(sizes) // 3,
         codebook.dtype == torch.float64,
