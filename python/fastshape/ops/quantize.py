@@ -83,8 +83,8 @@ def nearest_code(
 
     Gradient: none.
 
-    Device: CPU and CUDA with equal results; no sync. Beside the outputs one more codebook, on CUDA also at
-    most 12 bytes for every 8 of 34,000 vectors; never a matrix of N x K.
+    Device: CPU and CUDA with equal results; no sync. Beside the outputs one more codebook, on CUDA also 8
+    bytes (float64: 12) for each vector and for at most 34,000 more; never a matrix of N x K.
 
     Reference: van den Oord et al. 2017, equation 2. The distance is expanded as usual, without ``|x|^2``.
     """
