@@ -25,8 +25,8 @@ def mean_code(codebook: Tensor) -> Tensor:
 def _power_of_two(largest: Tensor) -> Tensor:
     """2^-e with ``largest`` in [2^(e - 1), 2^e); 1 where it is zero or not finite."""
     most = 120 if largest.dtype == torch.float32 else 1000
-    exponent = torch.frexp(largest.double())[1].clamp(-most, most)
-    scale = torch.ldexp(torch.ones_like(largest, dtype=torch.float64), -exponent)
+    exponent = torch.frexp(largest.double())[1].clamp(-most, most).long()
+    scale = ((1023 - exponent) << 52).view(torch.float64)  # from its bits: exact on every device
     return torch.where((largest > 0) & largest.isfinite(), scale, torch.ones_like(scale)).to(largest.dtype)
 
 
