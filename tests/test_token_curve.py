@@ -51,7 +51,7 @@ def run(script: ModuleType, meshes: list[Path], output: Path, tokens: str) -> li
 def test_a_line_for_every_mesh_and_count(script, mesh, tmp_path, monkeypatch, family):
     pytest.importorskip("PIL")
     model = exact(family, geometry.load(mesh))
-    monkeypatch.setattr(script.models, "load", lambda name, device: model)
+    monkeypatch.setattr(script.models, "load", lambda name, device, kind: model)
     lines = run(script, [mesh, mesh], tmp_path / "curve.png", "24,8")
     assert [(line["mesh"], line["tokens"]) for line in lines] == [("ball.ply", "8"), ("ball.ply", "24")] * 2
     for line in lines:
@@ -70,7 +70,7 @@ def test_a_model_without_a_surface_leaves_gaps(script, mesh, tmp_path, monkeypat
     pytest.importorskip("PIL")
     model = tiny("VecSetVAE")
     monkeypatch.setattr(model, "_field", lambda points, context: torch.full(points.shape[:2], -1.0))
-    monkeypatch.setattr(script.models, "load", lambda name, device: model)
+    monkeypatch.setattr(script.models, "load", lambda name, device, kind: model)
     (line,) = run(script, [mesh], tmp_path / "curve", "8")
     assert (line["faces"], line["chamfer_l1"], line["iou"]) == ("0", "", "")
     assert (tmp_path / "curve.png").is_file()

@@ -93,7 +93,7 @@ def kinds(*names: str):
 def test_correct_kernels(run, kind, schedule):
     status, output = run(kind, "correct", schedule)
     assert status == RIGHT, output
-    assert output.count(": right") == 16
+    assert output.count(": right") == 18
 
 
 # ---- Barriers that are not there ---------------------------------------------------------------------------

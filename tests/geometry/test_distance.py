@@ -140,7 +140,7 @@ def test_meshes():
     assert result[2].isnan()
     with pytest.raises(ValueError, match="without faces"):
         geometry.signed_distance(geometry.Mesh(cube()[0], cube()[1][:0]), testing.random_points(3))
-    with pytest.raises(ValueError, match='`sign` must be "auto", "winding" or "parity"'):
+    with pytest.raises(ValueError, match='`sign` must be "auto", "winding", "parity" or "front"'):
         geometry.signed_distance(mesh, testing.random_points(3), sign="visual")
 
 

@@ -265,7 +265,7 @@ _HASHES = """
 import hashlib, json
 from fastshape import geometry
 from fastshape.geometry import PrepareSpec, shapes
-from fastshape.models.pretrained import safetensors_bytes
+from fastshape.runtime.files import safetensors_bytes
 for mesh in (shapes.gear(), shapes.half_pipe()):
     for preset in ("dora", "lagem"):
         spec = PrepareSpec.preset(
