@@ -375,6 +375,18 @@ def corner_mean(
 def corner_mean_workspace_bytes(num_voxels: int) -> int: ...
 def voxel_order(coords: Tensor, workspace: Tensor | None, bad_row: Tensor, order: Tensor) -> None: ...
 def voxel_order_workspace_bytes(count: int) -> int: ...
+def window_plan(
+    coords: Tensor,
+    window: int,
+    shift: int,
+    workspace: Tensor | None,
+    offsets: Tensor,
+    run_offsets: Tensor,
+    run_starts: Tensor,
+    run_positions: Tensor,
+    counts: Tensor,
+) -> None: ...
+def window_plan_workspace_bytes(count: int) -> int: ...
 def attention(
     q: Tensor,
     k: Tensor,
