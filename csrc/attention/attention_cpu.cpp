@@ -109,10 +109,12 @@ void attention(const AttentionForward<T>& task) {
   const Attention<T>& in = task.in;
   std::vector<AttentionItem> items;
   items.reserve(static_cast<size_t>(in.num_sequences));
-  for (int64_t s = 0; s < in.num_sequences; ++s)
-    for (int32_t p = in.queries.offsets[s]; p < in.queries.offsets[s + 1]; p += kQueryChunk)
-      items.push_back({static_cast<int32_t>(s), p,
-                       std::min<int32_t>(in.queries.offsets[s + 1], p + kQueryChunk)});
+  for (int64_t s = 0; s < in.num_sequences; ++s) {
+    const int64_t end = in.queries.offsets[s + 1];
+    for (int64_t p = in.queries.offsets[s]; p < end; p += kQueryChunk)
+      items.push_back({static_cast<int32_t>(s), static_cast<int32_t>(p),
+                       static_cast<int32_t>(std::min(end, p + kQueryChunk))});
+  }
   const auto count = static_cast<int64_t>(items.size());
   const ForwardItem<T> forward = forward_function<T>();
   for_shares(count, std::min(count, kForwardShares), in.num_heads,

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "attention/voxel_order.h"
+#include "attention/window_plan.h"
 #include "bindings/arguments.h"
 #include "bindings/run.h"
 #include "bindings/tensor.h"
@@ -16,13 +17,13 @@ namespace py = pybind11;
 namespace fastshape {
 namespace {
 
-constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max() - 1024;  // and a chunk of them
 
 void voxel_order(const Tensor& coords, const std::optional<Tensor>& workspace,
                  const Tensor& bad_row, const Tensor& order) {
   require(coords, "coords", {DType::int32, DType::int64}, {-1, 4}, "(N, 4)");
   const int64_t n = coords.size(0);
-  FASTSHAPE_CHECK_VALUE(n <= kMostRows, "`coords` must have fewer than 2^31 rows, got ", n);
+  FASTSHAPE_CHECK_VALUE(n <= kMostRows, "`coords` must have at most 2^31 - 1025 rows, got ", n);
   require(bad_row, "bad_row", {DType::int64}, {1}, "(1,)");
   require(order, "order", {DType::int64}, {n}, "(N,)");
   require_same_device(coords, "coords", bad_row, "bad_row");
@@ -39,6 +40,47 @@ void voxel_order(const Tensor& coords, const std::optional<Tensor>& workspace,
     with(int32_t());
   else
     with(int64_t());
+}
+
+constexpr int64_t kPlanCounts = sizeof(WindowPlanCounts) / sizeof(int64_t);
+
+void window_plan(const Tensor& coords, int64_t window, int64_t shift,
+                 const std::optional<Tensor>& workspace, const Tensor& offsets,
+                 const Tensor& run_offsets, const Tensor& run_starts, const Tensor& run_positions,
+                 const Tensor& counts) {
+  require(coords, "coords", {DType::int32}, {-1, 4}, "(N, 4)");
+  const int64_t n = coords.size(0);
+  FASTSHAPE_CHECK_VALUE(n <= kMostRows, "`coords` must have at most 2^31 - 1025 rows, got ", n);
+  FASTSHAPE_CHECK_VALUE(window >= 1 && shift >= 0,
+                        "`window` must be at least 1 and `shift` at least 0, got ", window, " and ",
+                        shift);
+  struct Output {
+    const Tensor& tensor;
+    const char* name;
+    int64_t size;
+  };
+  for (const Output& output :
+       {Output{offsets, "offsets", n + 1}, Output{run_offsets, "run_offsets", n + 1},
+        Output{run_starts, "run_starts", n}, Output{run_positions, "run_positions", n + 1}}) {
+    require(output.tensor, output.name, {DType::int32}, {output.size}, "(N + 1,)");
+    require_same_device(coords, "coords", output.tensor, output.name);
+  }
+  require(counts, "counts", {DType::int64}, {kPlanCounts}, "(6,)");
+  require_same_device(coords, "coords", counts, "counts");
+  [[maybe_unused]] const Workspace space = open_workspace(coords, "coords", workspace);
+  const int64_t moved = shift % window;  // the same windows
+  const WindowPlan plan{coords.data<int32_t>(),
+                        n,
+                        window,
+                        moved,
+                        cell_bits_of(window, moved),
+                        offsets.data<int32_t>(),
+                        run_offsets.data<int32_t>(),
+                        run_starts.data<int32_t>(),
+                        run_positions.data<int32_t>(),
+                        reinterpret_cast<WindowPlanCounts*>(counts.data<int64_t>())};
+  run(coords, FASTSHAPE_CPU(cpu::window_plan(plan)),
+      FASTSHAPE_CUDA(cuda::window_plan(plan, space.data, space.bytes, stream)));
 }
 
 DType wide_dtype(const Tensor& tensor) {
@@ -101,7 +143,7 @@ void require_q(const Tensor& q) {
   const int64_t n = q.size(2);
   FASTSHAPE_CHECK_VALUE(n >= 16 && n <= 128 && n % 8 == 0,
                         "the head dimension must be a multiple of 8 from 16 to 128, got ", n);
-  FASTSHAPE_CHECK_VALUE(q.size(0) <= kMostRows, "`q` must have fewer than 2^31 rows, got ",
+  FASTSHAPE_CHECK_VALUE(q.size(0) <= kMostRows, "`q` must have at most 2^31 - 1025 rows, got ",
                         q.size(0));
 }
 
@@ -112,7 +154,7 @@ Attention<T> open(const Arguments& a) {
   task.q = require_heads<const T>(q, "q", q, q.size(0));
   task.k = require_heads<const T>(a.k, "k", q, a.run_offsets ? q.size(0) : -1);
   task.v = require_heads<const T>(a.v, "v", q, a.k.size(0));
-  FASTSHAPE_CHECK_VALUE(a.k.size(0) <= kMostRows, "`k` must have fewer than 2^31 rows, got ",
+  FASTSHAPE_CHECK_VALUE(a.k.size(0) <= kMostRows, "`k` must have at most 2^31 - 1025 rows, got ",
                         a.k.size(0));
   const char* const q_name = a.run_offsets ? "cu_lengths" : "cu_seqlens_q";
   const char* const k_name = a.run_offsets ? "cu_lengths" : "cu_seqlens_k";
@@ -253,6 +295,10 @@ void bind_attention(py::module_& m) {
   m.def("voxel_order", &voxel_order, py::arg("coords"), py::arg("workspace"), py::arg("bad_row"),
         py::arg("order"));
   m.def("voxel_order_workspace_bytes", FASTSHAPE_WORKSPACE(voxel_order), py::arg("count"));
+  m.def("window_plan", &window_plan, py::arg("coords"), py::arg("window"), py::arg("shift"),
+        py::arg("workspace"), py::arg("offsets"), py::arg("run_offsets"), py::arg("run_starts"),
+        py::arg("run_positions"), py::arg("counts"));
+  m.def("window_plan_workspace_bytes", FASTSHAPE_WORKSPACE(window_plan), py::arg("count"));
   m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("q_offsets"),
         py::arg("k_offsets"), py::arg("run_offsets"), py::arg("run_starts"),
         py::arg("run_positions"), py::arg("coords"), py::arg("scale"), py::arg("q_gamma"),

@@ -456,6 +456,18 @@ def sparse_conv3d_weight_grad(
 # attention
 def voxel_order(coords: Tensor, workspace: Tensor | None, bad_row: Tensor, order: Tensor) -> None: ...
 def voxel_order_workspace_bytes(count: int) -> int: ...
+def window_plan(
+    coords: Tensor,
+    window: int,
+    shift: int,
+    workspace: Tensor | None,
+    offsets: Tensor,
+    run_offsets: Tensor,
+    run_starts: Tensor,
+    run_positions: Tensor,
+    counts: Tensor,
+) -> None: ...
+def window_plan_workspace_bytes(count: int) -> int: ...
 def attention(
     q: Tensor,
     k: Tensor,

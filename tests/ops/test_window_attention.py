@@ -15,7 +15,7 @@ from attention_cases import (
     voxels,
 )
 
-from fastshape import ops, testing
+from fastshape import _C, _library, ops, testing
 from fastshape.ops import attention
 from fastshape.reference import attention as reference
 
@@ -53,6 +53,32 @@ def test_plan(backend, window, shift):
         assert plan.run_offsets.diff().max() <= 8
 
 
+@pytest.mark.parametrize(("window", "shift"), [(8, 4), (6, 3), (2**20, 0), (2**20, 2**19), (3, 2**40 + 1)])
+def test_plan_of_far_voxels(backend, window, shift):
+    """Coordinates, numbers in the batch and windows that need all their bits."""
+    coords = voxels(300, 2**20, batch=2**31)
+    coords = torch.cat([coords, coords[::3] ^ torch.tensor([0, 1, 0, 1])]).unique(dim=0)
+    coords = coords[reference.voxel_order(coords)].int().contiguous()
+    plan = ops.window_plan(backend.put(coords), window=window, shift=shift).to("cpu")
+    expected = reference.windows(coords, window, shift)
+    rows = [[] for _ in expected]
+    for i, start, length in plan_rows(plan):
+        rows[i] += range(start, start + length)
+    assert sorted(map(sorted, rows)) == sorted(part.tolist() for part in expected)
+    assert plan.cu_lengths.diff().tolist() == [len(part) for part in expected]
+
+
+def test_plans_are_equal_everywhere(backend):
+    coords = voxels(400, 40)
+    for window, shift in SIZES:
+        plan = ops.window_plan(backend.put(coords), window=window, shift=shift).to("cpu")
+        with _library.use_backend(_C):
+            expected = ops.window_plan(coords, window=window, shift=shift)
+        for name in ("cu_lengths", "run_offsets", "run_starts", "run_positions"):
+            assert torch.equal(getattr(plan, name), getattr(expected, name))
+        assert dataclasses.astuple(plan)[5:] == dataclasses.astuple(expected)[5:]
+
+
 def test_plan_of_nothing(backend):
     plan = ops.window_plan(backend.put(torch.empty(0, 4, dtype=torch.int32)))
     assert (plan.num_tokens, plan.num_windows, plan.max_length) == (0, 0, 0)
@@ -61,8 +87,14 @@ def test_plan_of_nothing(backend):
 
 def test_wrong_plans(backend):
     coords = backend.put(voxels(60, 20))
-    with pytest.raises(ValueError, match="`coords` must be in voxel order"):
+    with pytest.raises(ValueError, match=r"`coords` must be in voxel order, .* in row 1 behind"):
         ops.window_plan(coords.flip(0).contiguous())
+    spoiled = coords.clone()
+    spoiled[7, 2] = -1
+    with pytest.raises(ValueError, match=r"coordinates in \[0, 1048575\], got .*-1.* in row 7"):
+        ops.window_plan(spoiled)
+    with pytest.raises(ValueError, match="`coords` must be contiguous"):
+        ops.window_plan(coords.T.contiguous().T)
     with pytest.raises(TypeError, match="`coords` must be int32, got int64"):
         ops.window_plan(coords.long())
     with pytest.raises(ValueError, match=r"`coords` must have shape \(N, 4\), got \(\d+, 3\)"):
@@ -355,6 +387,8 @@ def layout_of(backend, dtype=torch.float32):
 
 
 def test_operators(backend):
+    coords = backend.put(voxels(30, 9))
+    testing.check_operator(attention._window_plan_op, coords, 8, 4)
     q, k, v, layout, _ = layout_of(backend)
     testing.check_operator(attention._attention_op, q, k, v, *layout)
     out, lse = attention._attention_op(q, k, v, *layout)

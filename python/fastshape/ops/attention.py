@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +129,57 @@ class WindowPlan:
         return dataclasses.replace(self, **moved)
 
 
+_NUM_COUNTS = 6  # WindowPlanCounts in csrc/attention/window_plan.h
+
+
+def _window_plan(coords: Tensor, window: int, shift: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    module, workspace, size = backend(), None, len(coords)
+    sizes = (size + 1, size + 1, size, size + 1)
+    arrays = [torch.empty(n, dtype=torch.int32, device=coords.device) for n in sizes]
+    counts = torch.empty(_NUM_COUNTS, dtype=torch.int64, device=coords.device)
+    if coords.is_cuda or module.emulated:
+        bytes_needed = module.window_plan_workspace_bytes(size)
+        workspace = torch.empty(bytes_needed, dtype=torch.uint8, device=coords.device)
+    module.window_plan(coords, window, shift, workspace, *arrays, counts)
+    windows, runs, max_length, max_coord, bad, unordered = counts.tolist()  # the sync
+    if bad < size:
+        _raise_bad_row(coords, bad)
+    if unordered < size:
+        raise ValueError(
+            "`coords` must be in voxel order, coords[voxel_order(coords)], "
+            f"got {coords[unordered].tolist()} in row {unordered} behind {coords[unordered - 1].tolist()}"
+        )
+    ends = (windows + 1, windows + 1, runs, runs + 1)
+    cu_lengths, run_offsets, run_starts, run_positions = (
+        array[:end].clone() for array, end in zip(arrays, ends, strict=True)
+    )
+    return cu_lengths, run_offsets, run_starts, run_positions, torch.tensor([max_length, max_coord])
+
+
+def _fake_window_plan(
+    coords: Tensor, window: int, shift: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    context = torch.library.get_ctx()
+    offsets, runs = context.new_dynamic_size(), context.new_dynamic_size()
+    cu_lengths, run_offsets, run_starts, run_positions = (
+        coords.new_empty(size) for size in (offsets, offsets, runs, runs + 1)
+    )
+    return (
+        cu_lengths,
+        run_offsets,
+        run_starts,
+        run_positions,
+        torch.empty(2, dtype=torch.int64),
+    )
+
+
+_window_plan_op = define(
+    "window_plan(Tensor coords, int window, int shift) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    implementation=_window_plan,
+    fake=_fake_window_plan,
+)
+
+
 def window_plan(coords: Tensor, *, window: int = 8, shift: int = 0) -> WindowPlan:
     """The windows of voxels that stand in the order of :func:`voxel_order`, for attention within them.
 
@@ -148,57 +198,23 @@ def window_plan(coords: Tensor, *, window: int = 8, shift: int = 0) -> WindowPla
 
     Raises:
         TypeError: not a tensor, wrong dtype.
-        ValueError: wrong shape, not in voxel order, a window or a shift that is too small.
+        ValueError: wrong shape, not contiguous, coordinates out of range or not in voxel order, a window or
+            a shift that is too small.
 
     Gradient: none.
 
-    Device: CPU and CUDA with equal results; some syncs, here only.
+    Device: CPU and CUDA with equal results; one sync, as the sizes of the plan depend on the voxels. None
+    where the plan is used.
 
     Reference: Liu et al. 2021 (Swin); TRELLIS' windows, without its padding of the grid.
     """
     _require_coords(coords)
-    if coords.dtype != torch.int32:
-        raise TypeError(f"`coords` must be int32, got {str(coords.dtype).removeprefix('torch.')}")
-    if not coords.is_contiguous():
-        raise ValueError("`coords` must be contiguous; call .contiguous() first")
     if window < 1 or shift < 0:
         raise ValueError(f"`window` must be at least 1 and `shift` at least 0, got {window} and {shift}")
-    if not bool((voxel_order(coords).diff() == 1).all()):
-        raise ValueError("`coords` must be in voxel order: coords[voxel_order(coords)].contiguous()")
-    cell = math.gcd(window, shift) if shift else window
-    cell = cell & -cell  # the largest power of two that divides both: such cells are runs of rows
-    n, device = len(coords), coords.device
-    wide = coords.long()
-    cells = torch.cat([wide[:, :1], wide[:, 1:] // cell], 1)
-    first = torch.ones(n, dtype=torch.bool, device=device)
-    first[1:] = (cells[1:] != cells[:-1]).any(1)
-    starts = first.nonzero()[:, 0]
-    ends = torch.cat([starts[1:], starts.new_full((min(n, 1),), n)])
-    at = torch.cat([wide[starts, :1], (wide[starts, 1:] + shift) // window], 1)
-    _, inverse, counts = at.unique(dim=0, return_inverse=True, return_counts=True)
-    lengths = torch.zeros_like(counts).scatter_add_(0, inverse, ends - starts)
-    ranks = torch.empty_like(counts)
-    ranks[lengths.argsort(descending=True, stable=True)] = torch.arange(len(counts), device=device)
-    lengths = lengths.sort(descending=True, stable=True).values
-    rank = ranks[inverse]
-    order = rank.argsort(stable=True)
-    rank, starts, ends = rank[order], starts[order], ends[order]
-    begins = torch.ones(len(rank), dtype=torch.bool, device=device)
-    begins[1:] = (rank[1:] != rank[:-1]) | (starts[1:] != ends[:-1])  # neighboring cells in one run
-    run_lengths = (ends - starts).cumsum(0) - (ends - starts)
-    zero = starts.new_zeros(1)
-    run_positions = torch.cat([run_lengths[begins], zero + n]).int()
-    run_counts = torch.zeros_like(counts).scatter_add_(0, rank[begins], torch.ones_like(rank[begins]))
+    cu_lengths, run_offsets, run_starts, run_positions, counts = _window_plan_op(coords, window, shift)
+    max_length, max_coord = counts.tolist()
     return WindowPlan(
-        coords,
-        torch.cat([zero, lengths.cumsum(0)]).int(),
-        torch.cat([zero, run_counts.cumsum(0)]).int(),
-        starts[begins].int(),
-        run_positions,
-        window,
-        shift,
-        int(lengths[0]) if n else 0,
-        int(coords[:, 1:].max()) if n else 0,
+        coords, cu_lengths, run_offsets, run_starts, run_positions, window, shift, max_length, max_coord
     )
 
 
