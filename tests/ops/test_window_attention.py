@@ -295,7 +295,7 @@ def test_packed(backend, dtype):
 
 @pytest.mark.parametrize("shift", [0, 4])
 def test_gradcheck(backend, shift):
-    coords = backend.put(voxels(14, 9, batch=1))
+    coords = backend.put(voxels(6, 9, batch=1))
     plan = ops.window_plan(coords, shift=shift)
     inputs = heads(len(coords), 1, 16) + gammas(1, 16)
     rope = backend.put(ops.rope_table(9, 16))
