@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastshape.models.pretrained import ModelConfig, PretrainedModel
-from fastshape.models.triposf import SparseFlexDecoder, SparseLatentEncoder, SparsePosterior
+from fastshape.models.triposf import SparseFlexDecoder, SparseLatentEncoder, SparsePosterior, surface_mesh
 from fastshape.nn import Generators
 from fastshape.nn.sparse_tensor import SparseTensor
 from fastshape.nn.sparseflex import (
@@ -142,12 +142,7 @@ class SLatVAE(PretrainedModel):
             NoSurfaceError: no quad.
             ValueError: several items.
         """
-        from fastshape.geometry import Mesh, NoSurfaceError
-
-        surface = self.surface(fine)
-        if len(surface.faces) == 0:
-            raise NoSurfaceError("the decoded voxels have no surface")
-        return Mesh(surface.vertices.float().cpu(), surface.faces.cpu())
+        return surface_mesh(self.surface(fine))
 
     def forward(
         self, features: SparseTensor, *, sample: bool | None = None, generator: Generators | None = None

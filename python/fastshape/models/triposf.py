@@ -116,6 +116,15 @@ class SparseConfig(Protocol):
     def qk_norm(self) -> bool: ...
 
 
+def surface_mesh(surface: SparseFlexSurface) -> Mesh:
+    """A decoded surface as a mesh on the CPU, without what else it has; NoSurfaceError if it has no face."""
+    from fastshape.geometry import Mesh, NoSurfaceError
+
+    if len(surface.faces) == 0:
+        raise NoSurfaceError("the decoded voxels have no surface")
+    return Mesh(surface.vertices.float().cpu(), surface.faces.cpu())
+
+
 class SparsePosterior(NamedTuple):
     """A diagonal Gaussian over the latents of voxels.
 
@@ -393,12 +402,7 @@ class TripoSFVAE(PretrainedModel):
             NoSurfaceError: no quad.
             ValueError: several items.
         """
-        from fastshape.geometry import Mesh, NoSurfaceError
-
-        surface = self.surface(fine)
-        if len(surface.faces) == 0:
-            raise NoSurfaceError("the decoded voxels have no surface")
-        return Mesh(surface.vertices.float().cpu(), surface.faces.cpu())
+        return surface_mesh(self.surface(fine))
 
     def forward(
         self,

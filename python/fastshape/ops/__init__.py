@@ -34,13 +34,8 @@ from fastshape.ops.mesh import ray_crossings as ray_crossings
 from fastshape.ops.mesh import ray_parity as ray_parity
 from fastshape.ops.mesh import winding_number as winding_number
 from fastshape.ops.multiscale import MultiscaleCodes as MultiscaleCodes
-from fastshape.ops.multiscale import Resampling as Resampling
-from fastshape.ops.multiscale import grid_resampling as grid_resampling
-from fastshape.ops.multiscale import line_resampling as line_resampling
-from fastshape.ops.multiscale import matrix_resampling as matrix_resampling
 from fastshape.ops.multiscale import multiscale_decode as multiscale_decode
 from fastshape.ops.multiscale import multiscale_residual_quantize as multiscale_residual_quantize
-from fastshape.ops.multiscale import shared_phi_index as shared_phi_index
 from fastshape.ops.quantize import ResidualCodes as ResidualCodes
 from fastshape.ops.quantize import code_sums as code_sums
 from fastshape.ops.quantize import ema_codebook as ema_codebook
@@ -53,6 +48,11 @@ from fastshape.ops.raster import antialias as antialias
 from fastshape.ops.raster import edge_twins as edge_twins
 from fastshape.ops.raster import interpolate as interpolate
 from fastshape.ops.raster import rasterize as rasterize
+from fastshape.ops.resampling import Resampling as Resampling
+from fastshape.ops.resampling import grid_resampling as grid_resampling
+from fastshape.ops.resampling import line_resampling as line_resampling
+from fastshape.ops.resampling import matrix_resampling as matrix_resampling
+from fastshape.ops.resampling import shared_phi_index as shared_phi_index
 from fastshape.ops.sampling import farthest_point_sampling as farthest_point_sampling
 from fastshape.ops.sampling import num_samples_from_ratio as num_samples_from_ratio
 from fastshape.ops.segments import Segments as Segments
