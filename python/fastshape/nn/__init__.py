@@ -2,6 +2,7 @@
 
 from fastshape.nn.bottleneck import KLBottleneck, NormalizedBottleneck
 from fastshape.nn.embedding import FourierEmbed, PointEmbed
+from fastshape.nn.multiscale_quantizer import CodeUsage, MultiscaleQuantizer, Quantized
 from fastshape.nn.posterior import Generators, LevelPosterior, Posterior
 from fastshape.nn.sparse_layers import (
     PointPool,
@@ -43,6 +44,7 @@ from fastshape.nn.volume import (
 __all__ = [
     "Attention",
     "ChannelNorm3d",
+    "CodeUsage",
     "CrossAttention",
     "CrossAttentionBlock",
     "Downsample3d",
@@ -54,11 +56,13 @@ __all__ = [
     "KLBottleneck",
     "LevelPosterior",
     "ModulatedSparseCrossBlock",
+    "MultiscaleQuantizer",
     "NormalizedBottleneck",
     "PlainNorm",
     "PointEmbed",
     "PointPool",
     "Posterior",
+    "Quantized",
     "ResBlock3d",
     "SelfAttention",
     "SelfAttentionBlock",
