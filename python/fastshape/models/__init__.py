@@ -17,14 +17,17 @@ from fastshape.models.registry import MODELS, VOXEL_MODELS, Autoencoder, load, s
 from fastshape.models.slat import SLatConfig, SLatVAE
 from fastshape.models.structure import SparseStructureConfig, SparseStructureVAE, StructureOutput
 from fastshape.models.triposf import SparsePosterior, TripoSFConfig, TripoSFVAE
+from fastshape.models.vat import VAT, CodedPosterior, VATConfig
 from fastshape.models.vecset import VecSetConfig, VecSetVAE
 
 __all__ = [
     "MODELS",
+    "VAT",
     "VOXEL_MODELS",
     "Autoencoder",
     "CheckpointError",
     "CheckpointMetadata",
+    "CodedPosterior",
     "DoraConfig",
     "DoraVAE",
     "FieldAutoencoder",
@@ -41,6 +44,7 @@ __all__ = [
     "StructureOutput",
     "TripoSFConfig",
     "TripoSFVAE",
+    "VATConfig",
     "VecSetConfig",
     "VecSetVAE",
     "load",
