@@ -3,6 +3,7 @@
 from fastshape.nn.bottleneck import KLBottleneck, NormalizedBottleneck
 from fastshape.nn.embedding import FourierEmbed, PointEmbed
 from fastshape.nn.posterior import Generators, LevelPosterior, Posterior
+from fastshape.nn.scale_transformer import KeyValueCache, ScaleAttention, ScaleBlock
 from fastshape.nn.sparse_layers import (
     PointPool,
     SparseConv3d,
@@ -52,6 +53,7 @@ __all__ = [
     "Generators",
     "GroupNorm3d",
     "KLBottleneck",
+    "KeyValueCache",
     "LevelPosterior",
     "ModulatedSparseCrossBlock",
     "NormalizedBottleneck",
@@ -60,6 +62,8 @@ __all__ = [
     "PointPool",
     "Posterior",
     "ResBlock3d",
+    "ScaleAttention",
+    "ScaleBlock",
     "SelfAttention",
     "SelfAttentionBlock",
     "SparseConv3d",
