@@ -2,6 +2,7 @@
 
 from fastshape.nn.bottleneck import KLBottleneck, NormalizedBottleneck
 from fastshape.nn.embedding import FourierEmbed, PointEmbed
+from fastshape.nn.multiscale_quantizer import CodeUsage, MultiscaleQuantizer, Quantized
 from fastshape.nn.posterior import Generators, LevelPosterior, Posterior
 from fastshape.nn.scale_transformer import KeyValueCache, ScaleAttention, ScaleBlock
 from fastshape.nn.sparse_layers import (
@@ -44,6 +45,7 @@ from fastshape.nn.volume import (
 __all__ = [
     "Attention",
     "ChannelNorm3d",
+    "CodeUsage",
     "CrossAttention",
     "CrossAttentionBlock",
     "Downsample3d",
@@ -56,11 +58,13 @@ __all__ = [
     "KeyValueCache",
     "LevelPosterior",
     "ModulatedSparseCrossBlock",
+    "MultiscaleQuantizer",
     "NormalizedBottleneck",
     "PlainNorm",
     "PointEmbed",
     "PointPool",
     "Posterior",
+    "Quantized",
     "ResBlock3d",
     "ScaleAttention",
     "ScaleBlock",
