@@ -357,7 +357,7 @@ class NextScaleTransformer(PretrainedModel):
             modulation = self.shared_modulation(modulation)
         if image is None or self.config.cond_mode == "prefix":
             return _Told(vector, modulation, image, [None] * self.config.depth)
-        contexts = [block.cross_attention.keys_values(image) for block in self.blocks]  # type: ignore[union-attr]
+        contexts = [block.cross_attention.keys_values(image) for block in self.blocks]  # type: ignore[union-attr, operator]
         return _Told(vector, modulation, None, contexts)
 
     def _places(self) -> Tensor:
@@ -465,7 +465,8 @@ class NextScaleTransformer(PretrainedModel):
                 logits = self._logits(x, told.vector).float()
                 if guided:
                     weight = sampling.guidance * scale / max(len(config.scales) - 1, 1)
-                    logits = guide(*logits.chunk(2), weight)
+                    conditional, unconditional = logits.chunk(2)
+                    logits = guide(conditional, unconditional, weight)
             if known:
                 drawn = given[:, begin:end]
             else:
