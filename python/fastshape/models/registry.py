@@ -13,6 +13,7 @@ import torch
 from fastshape.models.dora import DoraVAE
 from fastshape.models.field import FieldAutoencoder
 from fastshape.models.lagem import LaGeM
+from fastshape.models.nextscale import NextScaleTransformer
 from fastshape.models.pretrained import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -41,6 +42,11 @@ VOXEL_MODELS: Mapping[str, type[PretrainedModel]] = MappingProxyType(
     {model.__name__: model for model in (SparseStructureVAE, SLatVAE, TripoSFVAE)}
 )
 """The autoencoders of voxels."""
+
+GENERATORS: Mapping[str, type[PretrainedModel]] = MappingProxyType(
+    {model.__name__: model for model in (NextScaleTransformer,)}
+)
+"""The models of tokens, which a tokenizer makes."""
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
@@ -98,7 +104,7 @@ def load(
     place = name if folder is None else folder
     config_path, _ = locate(place, revision)
     written = str(read_description(config_path)["model"])
-    known = {**MODELS, **VOXEL_MODELS}
+    known = {**MODELS, **VOXEL_MODELS, **GENERATORS}
     if written not in known:
         raise CheckpointError(f"{config_path} describes a {written}; this release has {', '.join(known)}")
     if not issubclass(known[written], kind):
