@@ -14,7 +14,7 @@ from torch import Tensor
 from fastshape.geometry import Evaluation, Mesh, Normalization, SurfaceKind, evaluate
 from fastshape.models import Autoencoder, SparseStructureVAE
 from fastshape.pipelines.encode_inputs import encoder_inputs
-from fastshape.pipelines.latents import Encoded
+from fastshape.pipelines.latents import Encoded, short_frame
 from fastshape.pipelines.structure import (
     encode_structure,
     structure_inputs,
@@ -272,7 +272,7 @@ def _encoded(
 ) -> Encoded:
     return Encoded(
         latents=tuple(level.float().cpu() for level in levels),
-        normalization=normalization,
+        normalization=short_frame(normalization),
         model=type(model).__name__,
         weights=model.title,
         fingerprint=model.fingerprint() if check else "",
