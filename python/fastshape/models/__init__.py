@@ -25,15 +25,18 @@ from fastshape.models.slat import SLatConfig, SLatVAE
 from fastshape.models.structure import SparseStructureConfig, SparseStructureVAE, StructureOutput
 from fastshape.models.token_sampling import Sampling
 from fastshape.models.triposf import SparsePosterior, TripoSFConfig, TripoSFVAE
+from fastshape.models.vat import VAT, CodedPosterior, VATConfig
 from fastshape.models.vecset import VecSetConfig, VecSetVAE
 
 __all__ = [
     "GENERATORS",
     "MODELS",
+    "VAT",
     "VOXEL_MODELS",
     "Autoencoder",
     "CheckpointError",
     "CheckpointMetadata",
+    "CodedPosterior",
     "Condition",
     "DoraConfig",
     "DoraVAE",
@@ -57,6 +60,7 @@ __all__ = [
     "TextConditioner",
     "TripoSFConfig",
     "TripoSFVAE",
+    "VATConfig",
     "VecSetConfig",
     "VecSetVAE",
     "load",

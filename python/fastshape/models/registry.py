@@ -26,12 +26,13 @@ from fastshape.models.pretrained import (
 from fastshape.models.slat import SLatVAE
 from fastshape.models.structure import SparseStructureVAE
 from fastshape.models.triposf import TripoSFVAE
+from fastshape.models.vat import VAT
 from fastshape.models.vecset import VecSetVAE
 
 ModelT = TypeVar("ModelT", bound=PretrainedModel)
 
 MODELS: Mapping[str, type[FieldAutoencoder]] = MappingProxyType(
-    {model.__name__: model for model in (VecSetVAE, DoraVAE, LaGeM)}
+    {model.__name__: model for model in (VecSetVAE, DoraVAE, LaGeM, VAT)}
 )
 """The autoencoders of fields."""
 

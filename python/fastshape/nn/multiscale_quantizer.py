@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastshape.ops import (
+    MultiscaleCodes,
     Resampling,
     code_sums,
     ema_codebook,
@@ -186,9 +187,7 @@ class MultiscaleQuantizer(nn.Module):
                 commitment_loss = _losses([f.detach() for f in sums], z)
                 counts = self._counts(tokens)
             else:
-                tokens, quantized, codebook_loss, commitment_loss, found = multiscale_residual_quantize(
-                    z, self._codes(z.dtype), **self._options(z, 0, count), cosine=self.cosine, return_counts=True
-                )
+                tokens, quantized, codebook_loss, commitment_loss, found = self._nearest(z, count)
                 assert found is not None
                 counts = F.pad(found, (0, 0, 0, len(self.scales) - count))
                 if self.resample == "query" and torch.is_grad_enabled():  # the kernel gives matrices none
@@ -212,11 +211,10 @@ class MultiscaleQuantizer(nn.Module):
         """
         count = self._scales_of(tokens)
         if scales is not None:
-            count = min(count, self._count(scales))
-            tokens = tokens[:, : self.ends[count]].contiguous()
+            tokens = tokens[:, : self.ends[min(count, self._count(scales))]]
         with torch.no_grad():
             codes = self._codes()
-            out = multiscale_decode(tokens, codes, **self._options(codes, 0, len(self.scales)))
+            out = multiscale_decode(tokens.contiguous(), codes, **self._options(codes, 0, len(self.scales)))
         assert isinstance(out, Tensor)
         return out
 
@@ -233,7 +231,7 @@ class MultiscaleQuantizer(nn.Module):
         with torch.no_grad():
             codes = self._codes()
             options = self._options(codes, 0, len(self.scales))
-            return multiscale_decode(tokens, codes, **options, return_inputs=True)[1]
+            return multiscale_decode(tokens.contiguous(), codes, **options, return_inputs=True)[1]
 
     def next_input(self, accumulated: Tensor | None, codes: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         """One step of sampling: adds a scale, and gives what the model is shown of the next.
@@ -293,11 +291,13 @@ class MultiscaleQuantizer(nn.Module):
         z = _inner(z.detach())
         self.codebook.copy_(self._choose(self._perfect_residuals(z), generator))
         for _ in range(iterations):
-            tokens = self.quantize(z).tokens
+            tokens = self._nearest(z).codes
             means, counts = code_sums(self.residuals(z, tokens).contiguous(), tokens, self.num_codes)
             means /= counts[:, None].clamp_min(1).to(means.dtype)
             self.codebook.copy_(torch.where(counts[:, None] > 0, means.to(self.codebook.dtype), self.codebook))
-        counts = self.quantize(z).counts.to(self.usage.dtype)
+        found = self._nearest(z).counts
+        assert found is not None
+        counts = found.to(self.usage.dtype)
         self.usage.copy_(counts / counts.sum(1, keepdim=True).clamp_min(1.0))
         if self.ema:
             self.cluster_size.copy_(counts.sum(0))
@@ -377,6 +377,13 @@ class MultiscaleQuantizer(nn.Module):
     def _codes(self, dtype: torch.dtype | None = None) -> Tensor:
         codebook = _inner(self.codebook)
         return codebook if dtype is None else codebook.to(dtype)
+
+    def _nearest(self, z: Tensor, count: int | None = None) -> MultiscaleCodes:
+        """The kernel's answer, of the first scales or of all."""
+        options = self._options(z, 0, len(self.scales) if count is None else count)
+        return multiscale_residual_quantize(
+            z, self._codes(z.dtype), **options, cosine=self.cosine, return_counts=True
+        )
 
     def _options(self, like: Tensor, begin: int, end: int) -> dict[str, Any]:
         """Resampling and phi of some scales, for the kernels."""

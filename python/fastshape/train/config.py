@@ -182,6 +182,10 @@ class TrainConfig(RunConfig):
             `fastshape.train.initialize`, from which small models learn several times faster.
         augment: how the training shapes are moved: "none", "axes", or a paper's way, "vecset", "lagem" or
             "dora"; see `fastshape.train.augment`.
+        vq_weight: weight of a quantizer's loss, of codebook and commitment.
+        continuous_share: share of the steps, the first ones, in which a model with a quantizer is trained
+            without it; then the codebook begins with the k-means of what the encoder has learned.
+        revive_every: steps between replacements of the codes that nothing takes.
         data_on_device: keep all shapes on the training device and draw batches there: what a small model on a
             GPU needs in order not to wait. The shapes must have as many points each.
     """
@@ -198,6 +202,9 @@ class TrainConfig(RunConfig):
     token_probabilities: tuple[float, ...] = ()
     token_warmup: float = 0.0
     initialization: str = "default"
+    vq_weight: float = 0.2
+    continuous_share: float = 0.0
+    revive_every: int = 500
     data_on_device: bool = False
 
     models = MODELS
@@ -210,6 +217,10 @@ class TrainConfig(RunConfig):
                 raise ValueError(f"`{kind}_queries` must not be negative, got {count}")
         if not any(self.queries.values()):
             raise ValueError("`volume_queries`, `near_queries` and `sharp_near_queries` must not all be 0")
+        if not 0.0 <= self.continuous_share < 1.0:
+            raise ValueError(f"`continuous_share` must be in [0, 1), got {self.continuous_share}")
+        if self.revive_every < 1:
+            raise ValueError(f"`revive_every` must be at least 1, got {self.revive_every}")
         if self.initialization not in ("default", "kernel"):
             raise ValueError(f"`initialization` must be 'default' or 'kernel', got {self.initialization!r}")
         if self.augment in ("vecset", "lagem") and self.output != "occupancy":
@@ -248,8 +259,13 @@ class TrainConfig(RunConfig):
         return {kind: getattr(self, f"{kind}_queries") for kind in QUERY_KINDS}
 
     @property
+    def quantize_from(self) -> int:
+        """The first step that quantizes, counted from 0."""
+        return int(self.continuous_share * self.steps)
+
+    @property
     def output(self) -> str:
-        """What the model's field is: "occupancy", "tsdf" or "sdf"."""
+        """What the model's field is: "occupancy", "soft_occupancy", "tsdf" or "sdf"."""
         return getattr(self.model, "output", "occupancy")
 
 

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastshape.losses import distance_loss, occupancy_loss, tsdf_loss
-from fastshape.models import CheckpointMetadata, FieldAutoencoder, PretrainedModel
+from fastshape.losses import distance_loss, occupancy_loss, soft_occupancy, tsdf_loss
+from fastshape.models import VAT, CheckpointMetadata, FieldAutoencoder, PretrainedModel, VATConfig
 from fastshape.nn.posterior import Generators
 from fastshape.runtime.files import atomic_path
 from fastshape.runtime.interrupt import delayed_interrupt
 from fastshape.train import checkpoint, recipes
 from fastshape.train.board import open_board
+from fastshape.train.codebook import CodebookCare
 from fastshape.train.config import RunConfig, StructureTrainConfig, TrainConfig
 from fastshape.train.data import (
     Batch,
@@ -57,7 +58,7 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def losses(values: Tensor, posterior: Any, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """The parts of a batch's loss: "loss", the weighted sum, then each kind of query and "kl".
+    """The parts of a batch's loss: "loss", the weighted sum, then each kind of query, "kl", and a quantizer's.
 
     Args:
         values: (B, Q) of the model.
@@ -74,13 +75,21 @@ def losses(values: Tensor, posterior: Any, batch: Batch, config: TrainConfig) ->
             continue
         if config.output == "occupancy":
             parts[kind] = occupancy_loss(answers, labels)
+        elif config.output == "soft_occupancy":
+            ramp = soft_occupancy(labels, config.model.truncation)  # type: ignore[attr-defined]
+            parts[kind] = occupancy_loss(answers, ramp)
         elif config.output == "tsdf":
             parts[kind] = tsdf_loss(answers, labels, config.model.truncation)  # type: ignore[attr-defined]
         else:
             parts[kind] = distance_loss(answers, labels)
     total = sum((getattr(config, f"{kind}_weight") * part for kind, part in parts.items()), torch.zeros(()))
     parts["kl"] = posterior.kl().mean()
-    return {"loss": total + config.kl_weight * parts["kl"], **parts}
+    total = total + config.kl_weight * parts["kl"]
+    coded = getattr(posterior, "coded", None)
+    if coded is not None:
+        parts["vq"] = coded.loss
+        total = total + config.vq_weight * coded.loss
+    return {"loss": total, **parts}
 
 
 def train_step(
@@ -265,7 +274,7 @@ class _Run:
             initialize_as_kernel(self.model, keyed_generator(config.seed, "initialization"))
         if initial is not None:
             _require_same_model(initial, config)
-            self.model.load_state_dict(initial.state_dict())
+            self.model.load_state_dict({**self.model.state_dict(), **initial.state_dict()})
             if isinstance(samples, PreparedDataset):
                 initial.check_preparation(samples.prepared.spec.to_dict())
         self.model.metadata = _metadata(samples, initial)
@@ -278,9 +287,15 @@ class _Run:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.codebook: CodebookCare | None = None
+        if isinstance(config, TrainConfig) and isinstance(self.model, VAT) and self.model.config.quantize:
+            begun = initial is not None and initial.config.quantize
+            self.codebook = CodebookCare(
+                self.model, self.average, self.optimizer, config, group, begun=begun
+            )
         if config.compile:
             self.model.compile()
-        self.trained = group.wrap(self.model)
+        self.trained = group.wrap(self.model, unused=self.codebook is not None and config.continuous_share > 0)
         self.initial = initial
 
     @property
@@ -348,13 +363,18 @@ class _Run:
         if isinstance(self.config, StructureTrainConfig):
             return validate_structure(self.result, shapes, device=self.group.device)
         assert isinstance(self.config, TrainConfig)
-        return validate(self.result, shapes, self.config, device=self.group.device)
+        scores = validate(self.result, shapes, self.config, device=self.group.device)
+        return scores if self.codebook is None else {**scores, **self.codebook.scores()}
 
     def step(self, batch: Batch | GridBatch, step: int) -> dict[str, Tensor]:
+        if self.codebook is not None:
+            self.codebook.before(step, self.samples)
         parts = train_step(self.trained, self.optimizer, batch, self.config, step, rank=self.group.rank)
         if self.average is not None:
             assert self.config.ema_decay is not None
             update_average(self.average, self.model, self.config.ema_decay)
+        if self.codebook is not None:
+            self.codebook.after(step)
         self.done = step + 1
         return parts
 
@@ -370,6 +390,8 @@ class _Run:
 
     def finish(self) -> Any:
         result = self.result.eval()
+        if self.codebook is not None:
+            self.codebook.finish()
         if self.directory is not None and self.group.first:
             result.save_pretrained(self.directory / MODEL_DIRECTORY)
         self.group.barrier()
@@ -436,7 +458,10 @@ def _metadata(samples: Sequence[Any], initial: PretrainedModel | None) -> Checkp
 
 
 def _require_same_model(initial: PretrainedModel, config: RunConfig) -> None:
-    if type(initial) is not config.model_class or initial.config != config.model:
+    wanted: Any = config.model
+    if isinstance(initial, VAT) and isinstance(wanted, VATConfig) and not initial.config.quantize:
+        wanted = dataclasses.replace(wanted, quantize=False)  # what comes before quantization
+    if type(initial) is not config.model_class or initial.config != wanted:
         raise ValueError(
             f"`initial` must be the model of the configuration, {config.model}, got {initial.config}"
         )
