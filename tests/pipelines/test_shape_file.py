@@ -47,7 +47,7 @@ def latent(dtype: torch.dtype = torch.float16) -> Encoded:
 def sparse() -> Encoded:
     """Latents of voxels."""
     coords = torch.tensor([[0, 1, 2], [7, 0, 5]], dtype=torch.int32)
-    return dataclasses.replace(latent(), latents=(torch.ones(1, 2, 3),), coords=(coords,))
+    return dataclasses.replace(latent(), latents=(torch.ones(1, 2, 3),), coords=coords, resolution=8)
 
 
 def assert_same(mine: Encoded, theirs: Encoded) -> None:
@@ -56,7 +56,10 @@ def assert_same(mine: Encoded, theirs: Encoded) -> None:
         if field.name == "codes" and a is not None:
             assert torch.equal(a.codes, b.codes)
             assert a[1:] == b[1:]
-        elif field.name in ("latents", "coords"):
+        elif field.name == "coords" and a is not None:
+            assert torch.equal(a, b)
+            assert a.dtype == b.dtype
+        elif field.name == "latents":
             assert len(a) == len(b)
             assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
         elif field.compare:
@@ -104,7 +107,7 @@ def test_by_hand() -> None:
     data = shape_bytes(sparse())
     begin = data.index(b"owner/name") + 14
     # Coordinates of 3 bits: 0 1 2 7 0 5 = 000 100 010 111 000 101, the lowest bit first.
-    assert data[begin : begin + 6] == bytes([2, 3, 3, 0b10001000, 0b10001110, 0b10])
+    assert data[begin : begin + 6] == bytes([2, 3, 8, 0b10001000, 0b10001110, 0b10])
 
 
 def test_the_header_is_small() -> None:
@@ -148,16 +151,17 @@ def test_latents_of_voxels(tmp_path) -> None:
         "TripoSFVAE",
         model.title,
         model.fingerprint(),
-        coords=(latents.coords[:, 1:],),
+        coords=latents.coords[:, 1:],
+        resolution=16,
     )
     save_latents(encoded, tmp_path / "a.fsh")
     loaded = load_latents(tmp_path / "a.fsh")
-    (coords,), (feats,) = loaded.coords, loaded.latents
+    coords, (feats,) = loaded.coords, loaded.latents
     again = SparseTensor(torch.nn.functional.pad(coords, (1, 0)), feats[0])
     assert torch.equal(again.coords, latents.coords)
     assert torch.equal(again.feats, latents.feats)
-    bits = 12 * len(coords)  # 16 voxels along an axis
-    assert (tmp_path / "a.fsh").stat().st_size < loaded.num_bytes + bits // 8 + 100
+    floats, bits = 4 * feats.numel(), 12 * len(coords)  # 16 voxels along an axis
+    assert (tmp_path / "a.fsh").stat().st_size < floats + bits // 8 + 100
 
 
 def test_frames_are_short_where_that_moves_nothing() -> None:
@@ -251,9 +255,11 @@ BAD_FILES = {
     "nothing": (_header(1, count=0), "nothing in it"),
     "no text": (_header(1, model=b"\xff"), "utf-8"),
     "huge": (_header(1) + b"\xff\xff\xff\xff\xff\xff\xff\x7f\x7f", "ends within its latents"),
-    "no tokens": (_whole(_header(1) + b"\x00\x01"), "latents are empty or not finite"),
-    "infinite": (_whole(_header(1) + b"\x01\x01\x00\x7c"), "latents are empty or not finite"),
-    "no bits": (_header(5) + b"\x01\x01\x00", "coordinates of 0 bits"),
+    "no tokens": (_whole(_header(1) + b"\x00\x01"), r"must be \(1, M, C\), all"),
+    "infinite": (_whole(_header(1) + b"\x01\x01\x00\x7c"), "must be finite"),
+    "no grid": (_header(5) + b"\x01\x01\x00", "a grid of 0 along an axis"),
+    "twice": (_whole(_header(5) + b"\x02\x01\x02\x09" + bytes(4)), "a voxel is there twice"),
+    "outside": (_whole(_header(5) + b"\x01\x01\x03\x03" + bytes(2)), r"must be in \[0, 3\)"),
     "foreign codes": (_header(0) + b"FQX\x01", "this is no stream of tokens"),
 }
 
@@ -287,8 +293,8 @@ def test_missing_files_are_named(tmp_path) -> None:
         ({"latents": (torch.zeros(1, 2, 3).double(),)}, r"got \(1, 2, 3\) in float64"),
         ({"latents": (torch.zeros(2, 3),)}, r"got \(2, 3\) in float32"),
         ({"latents": (torch.full((1, 1, 1), torch.nan),)}, "must be finite"),
-        ({"coords": (torch.zeros(3, 3, dtype=torch.int32),)}, "of each of 2 levels, got 1"),
-        ({"latents": (torch.zeros(1, 2, 3),), "coords": (torch.zeros(2, 3),)}, "must be int32 of shape"),
+        ({"coords": torch.zeros(3, 3, dtype=torch.int32)}, "must be one level, got 2"),
+        ({"latents": (torch.zeros(1, 2, 3),), "coords": torch.zeros(2, 3)}, "must be int32 of shape"),
         ({"normalization": Normalization((0.0, 0.0, 0.0), 0.0)}, "positive scale"),
         ({"fingerprint": "abc"}, "16 hexadecimal digits, got 'abc'"),
     ],

@@ -147,7 +147,7 @@ def latents_facts(path: Path) -> dict[str, str]:
     else:
         levels = [f"{level.shape[1]} x {level.shape[2]}" for level in encoded.latents]
         tokens = " + ".join(levels) + f", {encoded.num_tokens} in all"
-        tokens += ", with voxels" if encoded.coords else ""
+        tokens += f"; of voxels, {encoded.resolution} along an axis" if encoded.resolution else ""
         kind = str(encoded.latents[0].dtype).removeprefix("torch.")
     center = ", ".join(f"{part:g}" for part in encoded.normalization.center)
     return {

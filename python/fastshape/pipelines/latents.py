@@ -34,7 +34,8 @@ class Encoded:
         seed: of the points that were encoded, and of a draw from the posterior.
         sampled: whether the latents were drawn from the posterior, and are not its mode.
         codes: of a model that quantizes, instead of latents: coarse to fine, the first scales or all.
-        coords: of sparse latents the voxels, (M_l, 3) int32 of each level; else empty.
+        coords: of a model of sparse latents the voxel (M, 3) int32 of each token; None for others.
+        resolution: voxels along an axis of their grid; None where there are none.
         seconds: wall time of each stage so far: sample, encode.
     """
 
@@ -46,7 +47,8 @@ class Encoded:
     seed: int = 0
     sampled: bool = False
     codes: Tokens | None = None
-    coords: tuple[Tensor, ...] = ()
+    coords: Tensor | None = None
+    resolution: int | None = None
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
@@ -63,10 +65,11 @@ class Encoded:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the latents as they are, or of the codes' bits, without any coding and without voxels."""
+        """Size of the latents and their voxels as they are, or of the codes' bits, without any coding."""
         if self.codes is not None:
             return -(-self.num_tokens * max(1, (self.codes.num_codes - 1).bit_length()) // 8)
-        return sum(level.numel() * level.element_size() for level in self.latents)
+        tensors = self.latents if self.coords is None else (*self.latents, self.coords)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def to(self, dtype: torch.dtype) -> Encoded:
         """The same with latents of torch.float32 or torch.float16; codes stay what they are.

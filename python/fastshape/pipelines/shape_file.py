@@ -26,8 +26,8 @@ text is its length `n` and UTF-8::
       for each level, the finest first
         n              M, tokens
         n              C, channels
-        [1             B, bits of a coordinate
-         (3 M B + 7) / 8  x, y, z of each voxel, B bits each, the lowest first, filled up to a byte with 0]
+        [n             R, voxels along an axis of their grid
+         (3 M B + 7) / 8  x, y, z of each voxel, B = bits of R - 1 each, the lowest first, filled up with 0]
         M C numbers    token by token
       4                CRC-32 of the whole file before
 
@@ -109,7 +109,7 @@ def shape_bytes(encoded: Encoded) -> bytes:
 
     Raises:
         ValueError: neither codes nor latents, or both; latents that are not (1, M, C) in float16 or float32,
-            of several dtypes, or not finite; voxels that do not fit them; a frame that is none.
+            of several dtypes, empty or not finite; voxels that do not fit them; a frame that is none.
     """
     kind = _kind(encoded)
     frame = torch.tensor([*encoded.normalization.center, encoded.normalization.scale], dtype=torch.float64)
@@ -118,7 +118,8 @@ def shape_bytes(encoded: Encoded) -> bytes:
     if not re.fullmatch("([0-9a-f]{16})?", encoded.fingerprint):
         raise ValueError(f"`fingerprint` must be 16 hexadecimal digits, got {encoded.fingerprint!r}")
     double = not torch.equal(frame.float().double(), frame)
-    flags = kind | _SAMPLED * encoded.sampled | _VOXELS * bool(encoded.coords) | _DOUBLE * double
+    voxels = encoded.coords is not None
+    flags = kind | _SAMPLED * encoded.sampled | _VOXELS * voxels | _DOUBLE * double
     seed = 2 * encoded.seed if encoded.seed >= 0 else -2 * encoded.seed - 1
     header = b"".join(
         [
@@ -137,10 +138,10 @@ def shape_bytes(encoded: Encoded) -> bytes:
         codes, scales, num_codes, _ = encoded.codes
         return header + pack_tokens(codes, scales=scales, num_codes=num_codes)
     parts = [header]
-    for number, level in enumerate(encoded.latents):
+    for level in encoded.latents:
         parts += [_number(level.shape[1]), _number(level.shape[2])]
-        if encoded.coords:
-            parts.append(_packed_coords(encoded.coords[number]))
+        if encoded.coords is not None and encoded.resolution is not None:
+            parts += [_number(encoded.resolution), _packed(encoded.coords, encoded.resolution)]
         parts.append(level.detach().cpu().contiguous().numpy().astype(_DTYPES[kind][1]).tobytes())
     body = b"".join(parts)
     return body + _checksum(body)
@@ -155,7 +156,7 @@ def _kind(encoded: Encoded) -> int:
     if (encoded.codes is not None) == bool(encoded.latents):
         raise ValueError("an encoded shape must have either codes or latents")
     if encoded.codes is not None:
-        if encoded.coords:
+        if encoded.coords is not None:
             raise ValueError("codes have no voxels")
         return _CODES
     first = encoded.latents[0].dtype
@@ -175,17 +176,26 @@ def _kind(encoded: Encoded) -> int:
         if not bool(level.isfinite().all()):
             raise ValueError("`latents` must be finite")
     assert kind is not None
-    if encoded.coords and len(encoded.coords) != len(encoded.latents):
-        raise ValueError(
-            f"`coords` must be of each of {len(encoded.latents)} levels, got {len(encoded.coords)}"
-        )
-    for level, coords in zip(encoded.latents, encoded.coords, strict=False):
-        if coords.dtype != torch.int32 or coords.shape != (level.shape[1], 3) or int(coords.min()) < 0:
-            raise ValueError(
-                f"`coords` must be int32 of shape ({level.shape[1]}, 3), none negative, "
-                f"got {coords.dtype} of shape {tuple(coords.shape)}"
-            )
+    if encoded.coords is not None:
+        if len(encoded.latents) != 1:
+            raise ValueError(f"latents of voxels must be one level, got {len(encoded.latents)}")
+        _require_voxels(encoded.coords, encoded.latents[0].shape[1], encoded.resolution or 0)
     return kind
+
+
+def _require_voxels(coords: Tensor, count: int, resolution: int) -> None:
+    """
+    Raises:
+        ValueError: not a place in the grid for each of `count` tokens, or one twice.
+    """
+    if coords.shape != (count, 3) or coords.dtype != torch.int32:
+        raise ValueError(
+            f"`coords` must be int32 of shape ({count}, 3), got {coords.dtype} of shape {tuple(coords.shape)}"
+        )
+    if not 1 <= resolution < 2**31 or bool(((coords < 0) | (coords >= resolution)).any()):
+        raise ValueError(f"`coords` must be in [0, {resolution}), the `resolution`")
+    if len(coords.unique(dim=0)) != count:
+        raise ValueError("`coords` must differ, a voxel is there twice")
 
 
 def _number(value: int) -> bytes:
@@ -205,10 +215,9 @@ def _checksum(data: bytes) -> bytes:
     return binascii.crc32(data).to_bytes(4, "little")
 
 
-def _packed_coords(coords: Tensor) -> bytes:
-    width = max(1, int(coords.max()).bit_length())
-    bits = coords.cpu().numpy().reshape(-1, 1) >> np.arange(width) & 1
-    return bytes([width]) + np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
+def _packed(coords: Tensor, resolution: int) -> bytes:
+    bits = coords.cpu().numpy().reshape(-1, 1) >> np.arange((resolution - 1).bit_length()) & 1
+    return np.packbits(bits.astype(np.uint8), bitorder="little").tobytes()
 
 
 # ---- Reading -----------------------------------------------------------------------------------------------
@@ -235,7 +244,7 @@ def shape_from_bytes(data: bytes, *, scales: int | None = None) -> Encoded:
         return _with_latents(encoded, reader, flags, count)
     except LatentsError:
         raise
-    except ValueError as error:  # of `unpack_tokens`
+    except ValueError as error:  # of what the checksums let pass
         raise LatentsError(str(error)) from None
 
 
@@ -325,27 +334,29 @@ def _with_codes(encoded: Encoded, stream: bytes, count: int, scales: int | None)
 
 def _with_latents(encoded: Encoded, reader: _Reader, flags: int, count: int) -> Encoded:
     dtype, code = _DTYPES[flags & 3]
-    levels, coords = [], []
+    levels = []
+    coords, resolution = None, None
     for _ in range(count):
         tokens, channels = reader.number("latents"), reader.number("latents")
         if flags & _VOXELS:
-            coords.append(_unpacked_coords(reader, tokens))
+            resolution = reader.number("voxels")
+            coords = _unpacked(reader, tokens, resolution)
         part = reader.take(tokens * channels * dtype.itemsize, "latents")
         values = np.frombuffer(part, code).astype(code[1:])  # a copy, in the machine's own order
         levels.append(torch.from_numpy(values).reshape(1, tokens, channels))
     reader.check("latents")
     if (rest := len(reader.data) - reader.position) > 0:
         raise LatentsError(f"{rest:,} bytes follow the latents")
-    if not all(level.numel() and bool(level.isfinite().all()) for level in levels):
-        raise LatentsError("the latents are empty or not finite")
-    return replace(encoded, latents=tuple(levels), coords=tuple(coords))
+    found = replace(encoded, latents=tuple(levels), coords=coords, resolution=resolution)
+    _kind(found)  # refuses what is not written
+    return found
 
 
-def _unpacked_coords(reader: _Reader, count: int) -> Tensor:
-    width = reader.take(1, "voxels")[0]
-    if not 1 <= width <= 31:
-        raise LatentsError(f"the voxels are damaged: coordinates of {width} bits")
+def _unpacked(reader: _Reader, count: int, resolution: int) -> Tensor:
+    width = (resolution - 1).bit_length()
+    if not 1 <= resolution < 2**31:
+        raise LatentsError(f"the voxels are damaged: a grid of {resolution} along an axis")
     part = np.frombuffer(reader.take((3 * count * width + 7) // 8, "voxels"), np.uint8)
-    bits = np.unpackbits(part, count=3 * count * width, bitorder="little").reshape(-1, width)
+    bits = np.unpackbits(part, count=3 * count * width, bitorder="little").reshape(3 * count, width)
     values = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
     return torch.from_numpy(values.astype(np.int32)).reshape(count, 3)
