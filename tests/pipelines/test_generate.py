@@ -80,6 +80,9 @@ def test_the_tokenizer_is_found_and_compared(tokenizer, tmp_path):
         pipelines.load_tokenizer(model, tmp_path / "wrong")
     with pytest.raises(CheckpointError, match="is a DoraVAE, and one of VAT is needed"):
         pipelines.load_tokenizer(model, tmp_path / "dora")
+    tiny("VAT", quantize=False).save_pretrained(tmp_path / "stage")
+    with pytest.raises(CheckpointError, match="stage has no quantizer, and makes no tokens"):
+        pipelines.load_tokenizer(model, tmp_path / "stage")
     model.metadata = CheckpointMetadata(tokenizer=str(tmp_path / "gone"))
     with pytest.raises(CheckpointError, match=r"says the tokens of .*gone, which cannot be loaded"):
         pipelines.load_tokenizer(model)

@@ -75,6 +75,8 @@ def load_tokenizer(
         raise CheckpointError(
             f"{model.title} says the tokens of {where}, which cannot be loaded: {error}"
         ) from error
+    if tokenizer.quantizer is None:
+        raise CheckpointError(f"{os.fspath(where)} has no quantizer, and makes no tokens")
     found = tokenizer.fingerprint()
     if said.tokenizer_fingerprint not in (None, found):
         raise CheckpointError(
