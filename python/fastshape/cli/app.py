@@ -88,8 +88,10 @@ def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "file becomes a file, a folder a folder. Exit code: 0, or 1 if some of several failed.",
     )
     encode.add_argument("input", nargs="+", metavar="IN", help=_MESHES)
-    encode.add_argument("-o", "--output", required=True, metavar="OUT", help="a .safetensors, or a directory")
-    encode.add_argument("--half", action="store_true", help="write the latents in half precision")
+    encode.add_argument("-o", "--output", required=True, metavar="OUT", help="a .fsh, or a directory")
+    encode.add_argument(
+        "--half", action="store_true", help="write latents in half precision; codes are what they are"
+    )
     _add_encoding(encode)
 
 
@@ -99,9 +101,7 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="files of latent tokens to meshes",
         description="Decodes what `encode` wrote, into the frame and scale of the mesh that was encoded.",
     )
-    decode.add_argument(
-        "input", nargs="+", metavar="LATENTS", help=".safetensors of `encode`, or a folder of them"
-    )
+    decode.add_argument("input", nargs="+", metavar="LATENTS", help=".fsh of `encode`, or a folder of them")
     decode.add_argument(
         "-o",
         "--output",
@@ -111,6 +111,12 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     decode.add_argument(
         "-m", "--model", metavar="MODEL", help=f"{_MODEL}; default: what the latents say made them"
+    )
+    decode.add_argument(
+        "--scales",
+        type=_at_least(1),
+        metavar="S",
+        help="of codes the first S scales alone, a coarser shape; the file may end behind them",
     )
     _add_resolution(decode)
 

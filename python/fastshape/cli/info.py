@@ -18,7 +18,7 @@ from fastshape.geometry import load, shapes
 from fastshape.geometry.formats import READERS
 from fastshape.models import Autoencoder, NextScaleTransformer, SparseStructureVAE
 from fastshape.pipelines import load_latents, preparation_of
-from fastshape.pipelines.latents import SUFFIX
+from fastshape.pipelines.shape_file import SUFFIX
 from fastshape.pipelines.structure import structure_preparation
 from fastshape.train import recipes
 
@@ -138,17 +138,25 @@ def generator_facts(model: NextScaleTransformer) -> dict[str, str]:
 def latents_facts(path: Path) -> dict[str, str]:
     """A file of latents: who made it of what."""
     encoded = load_latents(path)
-    levels = [f"{level.shape[1]} x {level.shape[2]}" for level in encoded.latents]
+    if encoded.codes is not None:
+        codes = encoded.codes
+        tokens = " + ".join(map(str, encoded.tokens)) + f", {encoded.num_tokens} in all"
+        if codes.num_scales < len(codes.scales):
+            tokens += f"; {codes.num_scales} of {len(codes.scales)} scales"
+        kind = f"codes of {codes.num_codes:,}"
+    else:
+        levels = [f"{level.shape[1]} x {level.shape[2]}" for level in encoded.latents]
+        tokens = " + ".join(levels) + f", {encoded.num_tokens} in all"
+        tokens += f"; of voxels, {encoded.resolution} along an axis" if encoded.resolution else ""
+        kind = str(encoded.latents[0].dtype).removeprefix("torch.")
     center = ", ".join(f"{part:g}" for part in encoded.normalization.center)
     return {
         "latents": str(path),
         "model": f"{encoded.weights} ({encoded.model}), weights {encoded.fingerprint or 'not stated'}",
-        "tokens": " + ".join(levels) + f", {encoded.num_tokens} in all",
-        "bytes": f"{encoded.num_bytes:,} as {str(encoded.latents[0].dtype).removeprefix('torch.')}; "
-        f"{path.stat().st_size:,} in the file",
+        "tokens": tokens,
+        "bytes": f"{encoded.num_bytes:,} as {kind}; {path.stat().st_size:,} in the file",
         "frame": f"center {center}; scale {encoded.normalization.scale:g}",
         "drawn": f"{'from the posterior' if encoded.sampled else 'its mode'}; seed {encoded.seed}",
-        "fastshape": encoded.version,
     }
 
 

@@ -16,8 +16,6 @@ from fastshape.pipelines.inputs import default_rank as default_rank
 from fastshape.pipelines.inputs import find_items as find_items
 from fastshape.pipelines.latents import Encoded as Encoded
 from fastshape.pipelines.latents import LatentsError as LatentsError
-from fastshape.pipelines.latents import load_latents as load_latents
-from fastshape.pipelines.latents import save_latents as save_latents
 from fastshape.pipelines.pack import PackReport as PackReport
 from fastshape.pipelines.pack import pack as pack
 from fastshape.pipelines.pairs import Pair as Pair
@@ -36,6 +34,10 @@ from fastshape.pipelines.reconstruct_files import Job as Job
 from fastshape.pipelines.reconstruct_files import ReconstructSettings as ReconstructSettings
 from fastshape.pipelines.reconstruct_files import reconstruct_file as reconstruct_file
 from fastshape.pipelines.reconstruct_files import reconstruct_files as reconstruct_files
+from fastshape.pipelines.shape_file import load_latents as load_latents
+from fastshape.pipelines.shape_file import save_latents as save_latents
+from fastshape.pipelines.shape_file import shape_bytes as shape_bytes
+from fastshape.pipelines.shape_file import shape_from_bytes as shape_from_bytes
 from fastshape.pipelines.sparse_inputs import SparseInputs as SparseInputs
 from fastshape.pipelines.sparse_inputs import sparse_inputs as sparse_inputs
 from fastshape.pipelines.structure import structure_inputs as structure_inputs
