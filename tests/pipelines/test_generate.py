@@ -33,34 +33,34 @@ def generator_of(tokenizer, **changes) -> NextScaleTransformer:
 def test_a_shape_is_its_seed_s(tokenizer):
     model = generator_of(tokenizer)
     made = list(pipelines.generate(model, tokenizer, [4, 5, 6], resolution=20))
-    assert [shape.seed for shape in made] == [4, 5, 6]
+    assert [shape.encoded.seed for shape in made] == [4, 5, 6]
     alone = next(pipelines.generate(model, tokenizer, [5], resolution=20))
-    assert torch.equal(alone.tokens, made[1].tokens)
+    codes = [shape.encoded.codes.codes for shape in made]
+    assert torch.equal(alone.encoded.codes.codes, codes[1])
     assert torch.equal(alone.mesh.vertices, made[1].mesh.vertices)
-    assert not torch.equal(made[0].tokens, made[1].tokens)
-    expected = tokenizer.extract(tokenizer.decode_tokens(made[1].tokens[None]), 20)
+    assert not torch.equal(codes[0], codes[1])
+    expected = tokenizer.extract(tokenizer.decode_tokens(codes[1][None]), 20)
     assert torch.equal(alone.mesh.vertices, expected.vertices)
+    again = pipelines.decode_latents(made[1].encoded, tokenizer, resolution=20)
+    assert torch.equal(again.vertices, expected.vertices)
 
 
 def test_it_goes_on_from_a_mesh(tokenizer):
     model = generator_of(tokenizer)
     mesh = shapes.torus()
     moved = geometry.Mesh(10.0 * mesh.vertices + 3.0, mesh.faces)
-    given = pipelines.begin(moved, tokenizer, 2, seed=7)
-    assert given.tokens.shape == (1, 5)
-    whole = pipelines.begin(moved, tokenizer, 4, seed=7)
-    assert torch.equal(whole.tokens[:, :5], given.tokens)
+    whole = pipelines.encode_mesh(moved, tokenizer, seed=7)
+    given = whole.coarser(2)
     made = list(pipelines.generate(model, tokenizer, [0, 1], given=given, resolution=20))
     for shape in made:
-        assert torch.equal(shape.tokens[:5], given.tokens[0])
+        assert torch.equal(shape.encoded.codes.codes[:5], whole.codes.codes[:5])
         bounds = shape.mesh.bounds
         middle = moved.bounds.mean(0).to(bounds.dtype)
         torch.testing.assert_close(bounds.mean(0), middle, rtol=0, atol=0.5)  # in its own frame
         assert float((bounds[1] - bounds[0]).max()) > 5.0
-    assert not torch.equal(made[0].tokens, made[1].tokens)
-    for scales in (0, 5):
-        with pytest.raises(ValueError, match=r"`scales` must be in \[1, 4\]"):
-            pipelines.begin(mesh, tokenizer, scales)
+    assert not torch.equal(made[0].encoded.codes.codes, made[1].encoded.codes.codes)
+    with pytest.raises(pipelines.LatentsError, match="the latents were made by"):
+        next(pipelines.generate(model, tiny("VAT", seed=1), [0], given=given))
 
 
 def test_a_field_without_surface_is_no_mesh(tokenizer, monkeypatch):
@@ -80,6 +80,9 @@ def test_the_tokenizer_is_found_and_compared(tokenizer, tmp_path):
         pipelines.load_tokenizer(model, tmp_path / "wrong")
     with pytest.raises(CheckpointError, match="is a DoraVAE, and one of VAT is needed"):
         pipelines.load_tokenizer(model, tmp_path / "dora")
+    tiny("VAT", quantize=False).save_pretrained(tmp_path / "stage")
+    with pytest.raises(CheckpointError, match="stage has no quantizer, and makes no tokens"):
+        pipelines.load_tokenizer(model, tmp_path / "stage")
     model.metadata = CheckpointMetadata(tokenizer=str(tmp_path / "gone"))
     with pytest.raises(CheckpointError, match=r"says the tokens of .*gone, which cannot be loaded"):
         pipelines.load_tokenizer(model)
@@ -114,14 +117,19 @@ def test_the_command(command, tmp_path):
     assert code == 0, err
     assert f"wrote 3 meshes to {tmp_path / 'out'} and" in out
     assert "NextScaleTransformer" in err
-    names = ["seed-0008.glb", "seed-0009.glb", "seed-0010.glb", "sheet.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    names = [f"seed-{seed:04}.{kind}" for seed in (8, 9, 10) for kind in ("fsh", "glb")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*names, "sheet.png"]
     pillow = pytest.importorskip("PIL.Image")
     assert pillow.open(tmp_path / "out" / "sheet.png").size == (3 * 128, 128)
     code, _, err = command("-n", 1, "--seed", 9, "-o", tmp_path / "one", "--no-picture")
     assert code == 0, err
-    assert [path.name for path in (tmp_path / "one").iterdir()] == [names[1]]
-    assert (tmp_path / "one" / names[1]).read_bytes() == (tmp_path / "out" / names[1]).read_bytes()
+    for name in names[2:4]:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert len(list((tmp_path / "one").iterdir())) == 2
+    # The codes lead back.
+    words = ["decode", tmp_path / "one" / names[2], "-o", tmp_path / "back.glb", "--resolution", 20]
+    assert main([str(word) for word in words]) == 0
+    assert (tmp_path / "back.glb").read_bytes() == (tmp_path / "one" / names[3]).read_bytes()
 
 
 def test_the_command_goes_on_from_a_mesh(command, tmp_path):
@@ -143,6 +151,13 @@ def test_the_command_goes_on_from_a_mesh(command, tmp_path):
     assert code == 0, err
     mesh = geometry.load(tmp_path / "out" / "seed-0000.glb")
     assert mesh.num_faces > 100
+    code, _, err = command(
+        "-n", 1, "-o", tmp_path / "more", "--no-picture", "--from", tmp_path / "out" / "seed-0000.fsh"
+    )
+    assert code == 0, err
+    first, more = (pipelines.load_latents(tmp_path / name / "seed-0000.fsh") for name in ("out", "more"))
+    assert first.codes.codes[0] == more.codes.codes[0]
+    assert not torch.equal(first.codes.codes, more.codes.codes)
 
 
 def test_the_command_takes_a_picture(command, tmp_path):
@@ -179,7 +194,7 @@ def test_what_the_command_refuses(command, tmp_path, monkeypatch):
     words = ("-o", tmp_path / "out", "-n", 1)
     for more, expected in (
         (("--guidance", 2), "--guidance needs a model with a condition, and"),
-        (("--scales", 2), "--scales is of the mesh that --from gives"),
+        (("--scales", 2), "--scales is of the shape that --from gives"),
         (("--temperature", 0), "`temperature` must be positive, got 0.0"),
         (("--top-p", 2), "`top_p` must be in [0, 1], got 2.0"),
         (("--class", 1), "--class: "),

@@ -112,6 +112,9 @@ def test_what_is_there_is_not_made_again(tokenizer, data, tmp_path, monkeypatch)
         encode(tokenizer, data, tmp_path, variants=3, augment="axes")
     with pytest.raises(CheckpointError, match="holds tokens of other tokenizer"):
         encode(tiny("VAT", seed=1), data, tmp_path, variants=2)
+    with pytest.raises(ValueError, match="VAT has no quantizer, and makes no tokens"):
+        encode(tiny("VAT", quantize=False), data, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     (tmp_path / "tokens-00001.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match=r"tokens-00001\.safetensors is damaged"):
         encode(tokenizer, data, tmp_path, variants=2)

@@ -137,7 +137,11 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--seed", type=_at_least(0), default=0, metavar="S", help="of the first shape, the others follow"
     )
     generate.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="gets seed-0000.glb, ... and sheet.png"
+        "-o",
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="gets seed-0000.glb, its codes .fsh, ... and sheet.png",
     )
     generate.add_argument(
         "--tokenizer", metavar="MODEL", help=f"{_MODEL}; default: what the model was trained with"
@@ -159,7 +163,9 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     generate.add_argument("--text-model", metavar="PATH", help="CLIP's weights: a folder or a cached hub id")
     generate.add_argument("--image", metavar="FILE", help="a picture of it, on white or transparent")
     generate.add_argument("--image-model", metavar="PATH", help="DINOv2's weights, likewise")
-    generate.add_argument("--from", dest="origin", metavar="MESH", help="go on from a mesh's first scales")
+    generate.add_argument(
+        "--from", dest="origin", metavar="MESH|FSH", help="go on from the first scales of a shape"
+    )
     generate.add_argument("--scales", type=_at_least(1), metavar="S", help="so many of them; default: 1")
     generate.add_argument("--no-picture", action="store_true", help="draw no sheet")
     _add_resolution(generate)

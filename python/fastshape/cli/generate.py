@@ -16,7 +16,15 @@ from fastshape.cli.process import ensure_directory, progress_bar
 from fastshape.geometry import Mesh, load, mesh_sheet, save
 from fastshape.geometry.optional import require
 from fastshape.models import Condition, NextScaleTransformer, Sampling
-from fastshape.pipelines import Beginning, begin, generate, load_tokenizer
+from fastshape.pipelines import (
+    Encoded,
+    encode_mesh,
+    generate,
+    load_latents,
+    load_tokenizer,
+    save_latents,
+)
+from fastshape.pipelines.shape_file import SUFFIX
 
 SHEET = "sheet.png"
 _TILE = 128
@@ -40,9 +48,9 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--guidance needs a model with a condition, and {model.title} has none")
         given = None
         if options.origin is not None:
-            given = begin(load(options.origin), tokenizer, options.scales or 1, seed=options.seed)
+            given = _first_scales(Path(options.origin), tokenizer, options.scales or 1, options.seed)
         elif options.scales is not None:
-            raise ValueError("--scales is of the mesh that --from gives")
+            raise ValueError("--scales is of the shape that --from gives")
     except ValueError as error:
         raise CommandError(str(error)) from None
     return _write(options, model, tokenizer, sampling, given, console)
@@ -53,7 +61,7 @@ def _write(
     model: NextScaleTransformer,
     tokenizer: models.VAT,
     sampling: Sampling,
-    given: Beginning | None,
+    given: Encoded | None,
     console: Console,
 ) -> int:
     folder = Path(options.output)
@@ -72,16 +80,25 @@ def _write(
     with progress_bar(console) as bar:
         for shape in bar.track(shapes, total=options.number, description="generating"):
             made.append(shape.mesh)
+            seed = shape.encoded.seed
             if shape.mesh is None:
-                console.print(f"seed {shape.seed}: a field without a surface", style="yellow", markup=False)
+                console.print(f"seed {seed}: a field without a surface", style="yellow", markup=False)
             else:
-                save(shape.mesh, folder / f"seed-{shape.seed:04}.glb")
+                save(shape.mesh, folder / f"seed-{seed:04}.glb")
+                save_latents(shape.encoded, folder / f"seed-{seed:04}{SUFFIX}")
     if not options.no_picture:
         mesh_sheet(made, folder / SHEET, size=_TILE)
     count = sum(mesh is not None for mesh in made)
     sheet = "" if options.no_picture else f" and {folder / SHEET}"
     print(f"wrote {count} meshes to {folder}{sheet}")
     return 0 if count == len(made) else 1
+
+
+def _first_scales(path: Path, tokenizer: models.VAT, scales: int, seed: int) -> Encoded:
+    """Of a mesh, or of what `encode` or `generate` wrote."""
+    if path.suffix.lower() == SUFFIX:
+        return load_latents(path).coarser(scales)
+    return encode_mesh(load(path), tokenizer, seed=seed).coarser(scales)
 
 
 def _model(name: str | None) -> NextScaleTransformer:

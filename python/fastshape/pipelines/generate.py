@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from fastshape.geometry import Mesh, Normalization, NoSurfaceError, SurfaceKind
 from fastshape.models import VAT, CheckpointError, Condition, NextScaleTransformer, Sampling, load
 from fastshape.models.nextscale import NOTHING
 from fastshape.models.token_sampling import PLAIN
-from fastshape.pipelines.encode_inputs import encoder_inputs
+from fastshape.ops.tokens import Tokens
+from fastshape.pipelines.latents import Encoded
+from fastshape.pipelines.reconstruct import decode_latents
 
 
 @dataclass(frozen=True)
@@ -22,27 +22,12 @@ class Generated:
     """A generated shape.
 
     Attributes:
-        seed: that it came of.
-        tokens: (L,) int64, coarse to fine, on the CPU.
-        mesh: None where the tokens decode to a field without a surface.
+        encoded: its codes, as those of a mesh; `save_latents` writes them, `decode_latents` leads back.
+        mesh: None where the codes decode to a field without a surface.
     """
 
-    seed: int
-    tokens: Tensor
+    encoded: Encoded
     mesh: Mesh | None
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """The first scales of a given shape.
-
-    Attributes:
-        tokens: (1, T) int64.
-        normalization: the way from the shape's own frame to the model's.
-    """
-
-    tokens: Tensor
-    normalization: Normalization
 
 
 def load_tokenizer(
@@ -75,6 +60,8 @@ def load_tokenizer(
         raise CheckpointError(
             f"{model.title} says the tokens of {where}, which cannot be loaded: {error}"
         ) from error
+    if tokenizer.quantizer is None:
+        raise CheckpointError(f"{os.fspath(where)} has no quantizer, and makes no tokens")
     found = tokenizer.fingerprint()
     if said.tokenizer_fingerprint not in (None, found):
         raise CheckpointError(
@@ -84,27 +71,6 @@ def load_tokenizer(
     return tokenizer
 
 
-def begin(mesh: Mesh, tokenizer: VAT, scales: int, *, seed: int = 0) -> Beginning:
-    """The tokens of the first scales of a mesh, for `generate` to go on from.
-
-    Args:
-        mesh: any mesh with a surface.
-        tokenizer: in evaluation mode.
-        scales: how many, 1 to all.
-        seed: of the points that are encoded.
-
-    Raises:
-        ValueError: no such number of scales, or a mesh without surface.
-    """
-    ends = [*accumulate(tokenizer.config.all_scales)]
-    if not 1 <= scales <= len(ends):
-        raise ValueError(f"`scales` must be in [1, {len(ends)}], got {scales}")
-    inputs = encoder_inputs(mesh, tokenizer, generator=torch.Generator().manual_seed(seed))
-    device = next(tokenizer.parameters()).device
-    tokens = tokenizer.tokenize(*(points.to(device) for points in inputs.points))
-    return Beginning(tokens[:, : ends[scales - 1]], inputs.normalization)
-
-
 def generate(
     model: NextScaleTransformer,
     tokenizer: VAT,
@@ -112,7 +78,7 @@ def generate(
     *,
     condition: Condition = NOTHING,
     sampling: Sampling = PLAIN,
-    given: Beginning | None = None,
+    given: Encoded | None = None,
     batch_size: int = 1,
     resolution: int = 128,
     surface: SurfaceKind = "marching_cubes",
@@ -128,36 +94,51 @@ def generate(
         seeds: of the shapes.
         condition: a row for each, or one for all.
         sampling: how tokens are drawn.
-        given: go on from the first scales of a shape, into its frame.
+        given: go on from these codes of the first scales, into their frame: `encode_mesh(mesh, tokenizer)`,
+            `.coarser(scales)`.
         batch_size: shapes that go through the model together.
         resolution: points of the extraction lattice along an axis.
         surface: how it is made of them; see `geometry.extract_surface`.
 
     Yields:
         `Generated`, in the order of the seeds; its mesh in the frame of the model, or of the given shape.
+
+    Raises:
+        LatentsError: given codes that another model made.
     """
+    quantizer = tokenizer.quantizer
+    assert quantizer is not None
+    device = next(model.parameters()).device
+    known, frame = None, Normalization((0.0, 0.0, 0.0), 1.0)
+    if given is not None:
+        given.require(tokenizer)
+        assert given.codes is not None
+        known, frame = given.codes.codes.to(device), given.normalization
+    single = {len(rows) for rows in condition if rows is not None} == {1}
+    fingerprint = tokenizer.fingerprint()
     for first in range(0, len(seeds), batch_size):
         part = seeds[first : first + batch_size]
-        single = {len(tensor) for tensor in condition if tensor is not None} == {1}
         told = condition if single else condition.map(lambda rows: rows[first : first + batch_size])  # noqa: B023
         tokens = model.generate(
-            tokenizer.quantizer,  # type: ignore[arg-type]
+            quantizer,
             part,
             told,
             sampling=sampling,
-            given=None if given is None else given.tokens.expand(len(part), -1),
+            given=None if known is None else known.expand(len(part), -1),
             batch_size=batch_size,
         )
-        for seed, row in zip(part, tokens, strict=True):
-            yield Generated(seed, row.cpu(), _mesh(tokenizer, row, given, resolution, surface))
-
-
-@torch.no_grad()
-def _mesh(
-    tokenizer: VAT, tokens: Tensor, given: Beginning | None, resolution: int, surface: SurfaceKind
-) -> Mesh | None:
-    try:
-        mesh = tokenizer.extract(tokenizer.decode_tokens(tokens[None]), resolution, surface=surface)
-    except NoSurfaceError:
-        return None
-    return mesh if given is None else given.normalization.undo_mesh(mesh)
+        for seed, row in zip(part, tokens.cpu(), strict=True):
+            encoded = Encoded(
+                latents=(),
+                normalization=frame,
+                model=type(tokenizer).__name__,
+                weights=tokenizer.title,
+                seed=seed,
+                sampled=True,
+                codes=Tokens(row, quantizer.scales, quantizer.num_codes, len(quantizer.scales)),
+            )
+            try:
+                mesh = decode_latents(encoded, tokenizer, resolution=resolution, surface=surface)
+            except NoSurfaceError:
+                mesh = None
+            yield Generated(replace(encoded, fingerprint=fingerprint), mesh)

@@ -330,11 +330,13 @@ def vat_tiny_ar() -> TokenTrainConfig:
 
     Most steps are about the first scales, which decide the shape: the last two have six tenths of the tokens.
     """
+    tokenizer = vat_tiny().model
+    assert isinstance(tokenizer, VATConfig)
     return TokenTrainConfig(
         model=NextScaleConfig(
-            scales=(1, 4, 9, 16, 25, 36, 64, 100, 169, 256),
-            vocab_size=2048,
-            code_dim=16,
+            scales=tokenizer.all_scales,
+            vocab_size=tokenizer.num_codes,
+            code_dim=tokenizer.latent_dim,
             dim=128,
             depth=6,
             heads=4,

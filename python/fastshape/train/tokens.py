@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastshape.models import (
+    VAT,
     CheckpointError,
     CheckpointMetadata,
     Condition,
@@ -23,7 +24,7 @@ from fastshape.models import (
     NextScaleTransformer,
 )
 from fastshape.models.nextscale import NOTHING
-from fastshape.nn.posterior import Generators
+from fastshape.nn import Generators, MultiscaleQuantizer
 from fastshape.runtime.files import atomic_path, read_safetensors, write_safetensors
 from fastshape.runtime.interrupt import delayed_interrupt
 from fastshape.train.augment import augment
@@ -72,7 +73,7 @@ class TokenDataset(Sequence[ShapeTokens]):
     def __init__(
         self,
         tokens: Tensor,
-        tokenizer: Any,
+        tokenizer: VAT,
         *,
         conditions: Condition = NOTHING,
         preparation: dict[str, Any] | None = None,
@@ -84,7 +85,7 @@ class TokenDataset(Sequence[ShapeTokens]):
                     f"`{name}` must have a row for each of {len(tokens)} shapes, got {len(tensor)}"
                 )
         self.tokens, self.conditions = tokens, conditions
-        self.quantizer = copy.deepcopy(tokenizer.quantizer).cpu().float().eval()
+        self.quantizer = copy.deepcopy(_quantizer(tokenizer)).cpu().float().eval()
         self.metadata = CheckpointMetadata(
             preparation=preparation,
             tokenizer=tokenizer.title,
@@ -110,19 +111,32 @@ class TokenDataset(Sequence[ShapeTokens]):
 
     def require(self, config: NextScaleConfig) -> None:
         """ValueError unless a model of this configuration takes these tokens."""
-        for name, value in token_fields(self).items():
+        for name, value in _fields(self.quantizer).items():
             if getattr(config, name) != value:
                 raise ValueError(f"`model.{name}` is {getattr(config, name)}, and the tokenizer's is {value}")
 
 
-def token_fields(tokenizer: Any) -> dict[str, Any]:
-    """The fields of a `NextScaleConfig` that a tokenizer decides."""
-    quantizer = tokenizer.quantizer
+def token_fields(tokenizer: VAT) -> dict[str, Any]:
+    """The fields of a `NextScaleConfig` that a tokenizer decides.
+
+    Raises:
+        ValueError: a model without a quantizer, the first stage of a tokenizer.
+    """
+    return _fields(_quantizer(tokenizer))
+
+
+def _quantizer(tokenizer: VAT) -> MultiscaleQuantizer:
+    if tokenizer.quantizer is None:
+        raise ValueError(f"{tokenizer.title} has no quantizer, and makes no tokens")
+    return tokenizer.quantizer
+
+
+def _fields(quantizer: MultiscaleQuantizer) -> dict[str, Any]:
     return {"scales": quantizer.scales, "vocab_size": quantizer.num_codes, "code_dim": quantizer.dim}
 
 
 def encode_tokens(
-    tokenizer: Any,
+    tokenizer: VAT,
     shapes: ShapeDataset,
     folder: str | os.PathLike[str],
     *,
@@ -138,7 +152,7 @@ def encode_tokens(
     The first variant of a shape is the shape as it is. Under torchrun the processes share the work.
 
     Args:
-        tokenizer: a model that can `tokenize`, `models.VAT`.
+        tokenizer: in evaluation mode.
         shapes: prepared.
         folder: gets `index.json` and a file for every 32 shapes.
         variants: encodings of each shape, each of other points of its surface.
@@ -149,9 +163,11 @@ def encode_tokens(
         progress: show a progress bar on stderr.
 
     Raises:
+        ValueError: a model without a quantizer.
         CheckpointError: the folder holds the tokens of something else, or a damaged file.
         EncodingInterrupted: Ctrl-C (a KeyboardInterrupt); calling again goes on.
     """
+    _quantizer(tokenizer)
     folder = Path(folder)
     about = {
         "format_version": _FORMAT_VERSION,
@@ -195,7 +211,7 @@ def encode_tokens(
 
 def read_conditions(path: str | os.PathLike[str]) -> Condition:
     """A safetensors file of `classes` (N,), `text` (N, text_dim) and `image` (N, W, image_tokens, image_dim),
-    or of some of them, its rows in the order of the prepared shapes.
+    or of some of them, its rows in the order of the prepared shapes. All of it is kept in memory.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else.
@@ -227,17 +243,16 @@ def _claim(path: Path, about: dict[str, Any], write: bool) -> None:
 
 @torch.no_grad()
 def _encode(
-    tokenizer: Any, shape: ShapeSamples, index: int, about: dict[str, Any], device: torch.device
+    tokenizer: VAT, shape: ShapeSamples, index: int, about: dict[str, Any], device: torch.device
 ) -> Tensor:
     """(V, L) of a shape."""
-    count = tokenizer.config.num_inputs
     variants = []
     for variant in range(about["variants"]):
         generator = keyed_generator(about["seed"], "tokens", index, variant)
         clouds = []
         for name in tokenizer.inputs:
             cloud = shape.cloud(name, tokenizer.input_channels)
-            clouds.append(cloud[_choose(len(cloud), count, generator)])
+            clouds.append(cloud[_choose(len(cloud), tokenizer.config.num_inputs, generator)])
         if variant:
             clouds = augment(about["augment"], clouds, clouds[0][:0, :3], generator).clouds
         variants.append(clouds)
@@ -246,13 +261,13 @@ def _encode(
     ).cpu()
 
 
-def _small(tokens: Tensor, tokenizer: Any) -> Tensor:
-    return tokens.to(torch.int16 if tokenizer.quantizer.num_codes <= 1 << 15 else torch.int32)
+def _small(tokens: Tensor, tokenizer: VAT) -> Tensor:
+    return tokens.to(torch.int16 if _quantizer(tokenizer).num_codes <= 1 << 15 else torch.int32)
 
 
-def _read(path: Path, tokenizer: Any) -> Tensor:
+def _read(path: Path, tokenizer: VAT) -> Tensor:
     tokens = read_safetensors(path)[0].get("tokens")
-    if tokens is None or tokens.dim() != 3 or tokens.shape[2] != tokenizer.quantizer.num_tokens:
+    if tokens is None or tokens.dim() != 3 or tokens.shape[2] != _quantizer(tokenizer).num_tokens:
         raise CheckpointError(f"{path} does not hold tokens of {tokenizer.title}")
     return tokens
 
