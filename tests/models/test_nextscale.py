@@ -164,6 +164,19 @@ def test_published_sizes(name):
     assert millions == pytest.approx(PUBLISHED[name], rel=0.005)
 
 
+@pytest.mark.parametrize("depth", [16, 36])
+def test_names_of_the_official_parameters(depth):
+    """By its code; depth 36 shares its modulation."""
+    with torch.device("meta"):
+        model = NextScaleTransformer(NextScaleTransformer.configs[f"var-d{depth}"])
+    names = {official.official_name(name) for name in model.state_dict()}
+    assert None not in names
+    assert len(names) == len(model.state_dict())
+    shared = {"shared_ada_lin.1.weight", "shared_ada_lin.1.bias", "blocks.35.ada_gss"}
+    own = {"blocks.0.ada_lin.1.weight", "blocks.15.ada_lin.1.bias"}
+    assert names & (shared | own) == (shared if depth == 36 else own)
+
+
 # ---- The transformer ---------------------------------------------------------------------------------------
 
 

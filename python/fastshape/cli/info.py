@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fastshape import _C, __version__, models
-from fastshape.cli.models import default_model, load_model, num_parameters
+from fastshape.cli.models import default_model, num_parameters, taken
 from fastshape.geometry import load, shapes
 from fastshape.geometry.formats import READERS
-from fastshape.models import Autoencoder, SparseStructureVAE
+from fastshape.models import Autoencoder, NextScaleTransformer, SparseStructureVAE
 from fastshape.pipelines import load_latents, preparation_of
 from fastshape.pipelines.shape_file import SUFFIX
 from fastshape.pipelines.structure import structure_preparation
@@ -24,7 +24,7 @@ from fastshape.train import recipes
 
 _EXTRAS = {
     "geom": ("manifold3d", "igl", "scipy"),
-    "image": ("PIL",),
+    "image": ("PIL", "transformers"),
     "demo": ("manifold3d", "PIL"),
     "train": ("tensorboard",),
 }
@@ -58,7 +58,8 @@ def facts_of(target: str) -> dict[str, str]:
             return latents_facts(path)
         if path.suffix.lower() in READERS or path.is_file():
             return mesh_facts(path)
-    return model_facts(load_model(target))
+    model = models.load(target)
+    return generator_facts(model) if isinstance(model, NextScaleTransformer) else model_facts(taken(model))
 
 
 def facts() -> dict[str, str]:
@@ -110,6 +111,25 @@ def model_facts(model: Autoencoder) -> dict[str, str]:
         "license": metadata.license or "not stated",
         "source": metadata.source or "not stated",
         "inputs": f"{inputs}; {frame}",
+        "configuration": _pairs(model.config.to_dict()),
+        "preparation": _pairs(metadata.preparation) if metadata.preparation else "not stated",
+    }
+
+
+def generator_facts(model: NextScaleTransformer) -> dict[str, str]:
+    """A trained model of tokens."""
+    metadata = model.metadata
+    weights = f" (weights {metadata.tokenizer_fingerprint})" if metadata.tokenizer_fingerprint else ""
+    return {
+        "model": f"{model.title} ({type(model).__name__})",
+        "name": metadata.name or "not stated",
+        "parameters": f"{num_parameters(model):,}",
+        "weights": model.fingerprint(),
+        "license": metadata.license or "not stated",
+        "source": metadata.source or "not stated",
+        "tokens": f"{model.config.num_tokens:,} of {len(model.config.scales)} scales, as "
+        f"{metadata.tokenizer or 'a tokenizer that is not stated'}{weights} makes them",
+        "conditions": ", ".join(model.config.conditions) or "none",
         "configuration": _pairs(model.config.to_dict()),
         "preparation": _pairs(metadata.preparation) if metadata.preparation else "not stated",
     }

@@ -14,6 +14,7 @@ from fastshape.models import (
     Autoencoder,
     CheckpointError,
     FieldAutoencoder,
+    NextScaleTransformer,
     PreparationWarning,
     PretrainedModel,
     SparseStructureVAE,
@@ -34,9 +35,21 @@ def load_model(name: str) -> Autoencoder:
     Raises:
         CheckpointError: nothing of that name, not to be loaded, or a model that no command takes.
     """
-    model = models.load(name, device="cuda" if torch.cuda.is_available() else "cpu")
+    return taken(models.load(name, device="cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def taken(model: PretrainedModel) -> Autoencoder:
+    """The model, if it is one that leads from a mesh to a mesh.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if isinstance(model, NextScaleTransformer):
+        raise CheckpointError(f"{model.title} is a generator: see `fastshape generate`")
     if not isinstance(model, FieldAutoencoder | SparseStructureVAE):
-        raise CheckpointError(f"{name} is a {type(model).__name__}, which the commands do not take yet")
+        raise CheckpointError(
+            f"{model.title} is a {type(model).__name__}, which the commands do not take yet"
+        )
     return model
 
 

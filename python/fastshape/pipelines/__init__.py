@@ -5,6 +5,11 @@ from fastshape.pipelines.encode_inputs import encoder_inputs as encoder_inputs
 from fastshape.pipelines.encode_inputs import preparation_of as preparation_of
 from fastshape.pipelines.evaluate import EvaluationReport as EvaluationReport
 from fastshape.pipelines.evaluate import evaluate_pairs as evaluate_pairs
+from fastshape.pipelines.generate import Beginning as Beginning
+from fastshape.pipelines.generate import Generated as Generated
+from fastshape.pipelines.generate import begin as begin
+from fastshape.pipelines.generate import generate as generate
+from fastshape.pipelines.generate import load_tokenizer as load_tokenizer
 from fastshape.pipelines.inputs import Item as Item
 from fastshape.pipelines.inputs import Rank as Rank
 from fastshape.pipelines.inputs import default_rank as default_rank
