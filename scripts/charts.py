@@ -17,8 +17,9 @@ Curve = Sequence[tuple[float, float | None]]
 PANEL = (420, 300)
 MARGIN = (64, 40, 24, 40)  # left, top, right, bottom of a panel
 SCALE = 2  # drawn larger and shrunk, which smooths the lines
-COLORS = ((31, 90, 160), (200, 80, 30), (60, 140, 70), (140, 70, 150), (120, 100, 40), (90, 90, 90))
-INK, FAINT = (40, 40, 40), (225, 225, 225)
+COLORS = ((31, 90, 160), (200, 80, 30), (60, 140, 70), (140, 70, 150), (120, 100, 40), (90, 160, 170))
+INK, FAINT, BESIDE = (40, 40, 40), (225, 225, 225), (120, 120, 120)
+DASH = 6.0  # its length, and that of the gap behind it
 DOTTED = 24  # points, beyond which a curve has no dots
 DASHED = ("floor", "normal")  # what is drawn beside the curves, as a dashed line
 
@@ -74,13 +75,18 @@ def _scale(axis: Sequence[float], begin: float, end: float, logarithmic: bool) -
     return lambda value: begin + (end - begin) * (convert(value) - low) / ((high - low) or 1.0)
 
 
+def _color(place: int, name: str) -> tuple[int, int, int]:
+    return BESIDE if name in DASHED else COLORS[place % len(COLORS)]
+
+
 class _Chart:
     def __init__(self, title: str, number: int) -> None:
         self.image_module = require("PIL.Image", "image", "drawing a chart")
         draw_module = require("PIL.ImageDraw", "image", "drawing a chart")
         font_module = require("PIL.ImageFont", "image", "drawing a chart")
         self.font = font_module.load_default(13 * SCALE)
-        width, height = min(number, 3) * PANEL[0], 36 + -(-number // 3) * PANEL[1]
+        width = max(min(number, 3) * PANEL[0], round(self.width(title)) + 2 * MARGIN[0])
+        height = 36 + -(-number // 3) * PANEL[1]
         self.picture = self.image_module.new("RGB", (width * SCALE, height * SCALE), (255, 255, 255))
         self.pen = draw_module.Draw(self.picture)
         self.text(MARGIN[0], 18, title, "lm")
@@ -111,17 +117,18 @@ class _Chart:
         self.line([(left, bottom), (right, bottom)], INK)
         for place, (name, curve) in enumerate(panel.series.items()):
             points = [(across(x), up(y)) for x, y in curve if y is not None]
-            self.series(points, COLORS[place % len(COLORS)], dashed=name in DASHED)
+            self.series(points, _color(place, name), dashed=name in DASHED)
         end = right
         for place, name in reversed(list(enumerate(panel.series)) if len(panel.series) > 1 else []):
-            self.text(end, top - 10, name, "rm", COLORS[place % len(COLORS)])
+            self.text(end, top - 10, name, "rm", _color(place, name))
             end -= self.width(name) + 14
 
     def series(self, points: Sequence[tuple[float, float]], color: Any, dashed: bool) -> None:
-        pieces = 10 if dashed and len(points) <= DOTTED else 1
         for number, ((x0, y0), (x1, y1)) in enumerate(pairwise(points)):
-            if dashed and pieces == 1 and number % 2:
+            if dashed and len(points) > DOTTED and number % 2:
                 continue
+            many = round(math.hypot(x1 - x0, y1 - y0) / DASH)
+            pieces = many + 1 - many % 2 if dashed else 1  # a dash at either end
             for piece in range(0, pieces, 2):
                 ends = [piece / pieces, (piece + 1) / pieces]
                 self.line([(x0 + (x1 - x0) * t, y0 + (y1 - y0) * t) for t in ends], color, 2)
