@@ -14,11 +14,12 @@ from rich.table import Table
 
 from fastshape import _C, __version__, models
 from fastshape.cli.models import default_model, load_model, num_parameters
-from fastshape.geometry import load, shapes
+from fastshape.geometry import PrepareSpec, load, shapes
 from fastshape.geometry.formats import READERS
-from fastshape.models import Autoencoder, SparseStructureVAE
+from fastshape.models import Autoencoder, SparseStructureVAE, TripoSFVAE
 from fastshape.pipelines import load_latents, preparation_of
 from fastshape.pipelines.latents import SUFFIX
+from fastshape.pipelines.sparse_inputs import NUM_POINTS
 from fastshape.pipelines.structure import structure_preparation
 from fastshape.train import recipes
 
@@ -93,10 +94,15 @@ def facts() -> dict[str, str]:
 
 def model_facts(model: Autoencoder) -> dict[str, str]:
     """Trained weights: what they are, and what a user must know of them."""
-    metadata = model.metadata
+    metadata, size = model.metadata, getattr(model.config, "resolution", None)
     if isinstance(model, SparseStructureVAE):
-        spec, size = structure_preparation(model), model.config.resolution
+        spec = structure_preparation(model)
         inputs = f"the voxels that the surface touches, {size} along an axis"
+    elif isinstance(model, TripoSFVAE):
+        spec = PrepareSpec(normalization="box", extent=model.bounds)
+        inputs = (
+            f"{NUM_POINTS:,} points on the surface, with normals, and the voxels at it, {size} along an axis"
+        )
     else:
         spec = preparation_of(model)
         inputs = " and ".join(_CLOUDS[name].format(f"{model.config.num_inputs:,}") for name in model.inputs)
@@ -120,10 +126,11 @@ def latents_facts(path: Path) -> dict[str, str]:
     encoded = load_latents(path)
     levels = [f"{level.shape[1]} x {level.shape[2]}" for level in encoded.latents]
     center = ", ".join(f"{part:g}" for part in encoded.normalization.center)
+    of_voxels = f"; of voxels, {encoded.resolution} along an axis" if encoded.resolution else ""
     return {
         "latents": str(path),
         "model": f"{encoded.weights} ({encoded.model}), weights {encoded.fingerprint or 'not stated'}",
-        "tokens": " + ".join(levels) + f", {encoded.num_tokens} in all",
+        "tokens": " + ".join(levels) + f", {encoded.num_tokens} in all{of_voxels}",
         "bytes": f"{encoded.num_bytes:,} as {str(encoded.latents[0].dtype).removeprefix('torch.')}; "
         f"{path.stat().st_size:,} in the file",
         "frame": f"center {center}; scale {encoded.normalization.scale:g}",

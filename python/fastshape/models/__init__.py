@@ -13,7 +13,15 @@ from fastshape.models.pretrained import (
     PreparationWarning,
     PretrainedModel,
 )
-from fastshape.models.registry import MODELS, VOXEL_MODELS, Autoencoder, load, shipped
+from fastshape.models.registry import (
+    MODELS,
+    OFFICIAL,
+    VOXEL_MODELS,
+    Autoencoder,
+    load,
+    load_official,
+    shipped,
+)
 from fastshape.models.slat import SLatConfig, SLatVAE
 from fastshape.models.structure import SparseStructureConfig, SparseStructureVAE, StructureOutput
 from fastshape.models.triposf import SparsePosterior, TripoSFConfig, TripoSFVAE
@@ -21,6 +29,7 @@ from fastshape.models.vecset import VecSetConfig, VecSetVAE
 
 __all__ = [
     "MODELS",
+    "OFFICIAL",
     "VOXEL_MODELS",
     "Autoencoder",
     "CheckpointError",
@@ -44,5 +53,6 @@ __all__ = [
     "VecSetConfig",
     "VecSetVAE",
     "load",
+    "load_official",
     "shipped",
 ]

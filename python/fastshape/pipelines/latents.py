@@ -33,6 +33,8 @@ class Encoded:
 
     Attributes:
         latents: (1, M_l, C_l) of each level, the finest first, on the CPU; one level for most models.
+        coords: of a model of sparse latents the voxel (M, 3) int32 of each token; None for others.
+        resolution: voxels along an axis of their grid; None where there are none.
         normalization: the way from the mesh's own frame to the model's.
         model: the class of the model.
         weights: what the weights are called or were loaded by.
@@ -52,6 +54,8 @@ class Encoded:
     sampled: bool = False
     version: str = __version__
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
+    coords: Tensor | None = None
+    resolution: int | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -65,8 +69,9 @@ class Encoded:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the latents as they are, without any coding."""
-        return sum(level.numel() * level.element_size() for level in self.latents)
+        """Size of the latents and their voxels as they are, without any coding."""
+        tensors = self.latents if self.coords is None else (*self.latents, self.coords)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def to(self, dtype: torch.dtype) -> Encoded:
         """The same with latents of torch.float32 or torch.float16.
@@ -102,8 +107,8 @@ class Encoded:
 def save_latents(encoded: Encoded, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
     """Writes one safetensors file, atomically; equal shapes give equal bytes.
 
-    It holds the tensors `latents.0`, `latents.1`, ..., the finest level first, and as metadata (strings)
-    everything else.
+    It holds the tensors `latents.0`, `latents.1`, ..., the finest level first, of sparse latents `coords`,
+    and as metadata (strings) everything else.
 
     Args:
         encoded: what to write.
@@ -129,6 +134,9 @@ def save_latents(encoded: Encoded, path: str | os.PathLike[str], *, dtype: torch
         "sampled": json.dumps(encoded.sampled),
         "fastshape": encoded.version,
     }
+    if encoded.coords is not None:
+        tensors["coords"] = encoded.coords
+        metadata["resolution"] = json.dumps(encoded.resolution)
     with atomic_path(Path(path)) as temporary:
         temporary.write_bytes(safetensors_bytes(tensors, metadata))
 
@@ -164,7 +172,9 @@ def _encoded(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Enco
     def value(name: str) -> Any:
         return json.loads(metadata[name])
 
-    latents = tuple(tensors[f"latents.{number}"] for number in range(len(tensors)))
+    coords, resolution = tensors.get("coords"), None
+    levels = len(tensors) - ("coords" in tensors)
+    latents = tuple(tensors[f"latents.{number}"] for number in range(levels))
     for level in latents:
         if level.dim() != 3 or level.dtype not in _DTYPES or not bool(level.isfinite().all()):
             raise ValueError(
@@ -172,6 +182,9 @@ def _encoded(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Enco
             )
     if [level.shape[1] for level in latents] != value("tokens"):
         raise ValueError(f"tokens are {metadata['tokens']}")
+    if coords is not None:
+        resolution = int(value("resolution"))
+        _require_voxels(coords, latents[0].shape[1], resolution)
     x, y, z = (float(part) for part in value("center"))
     scale = float(value("scale"))
     if not scale > 0:
@@ -185,4 +198,15 @@ def _encoded(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Enco
         seed=int(value("seed")),
         sampled=bool(value("sampled")),
         version=metadata["fastshape"],
+        coords=coords,
+        resolution=resolution,
     )
+
+
+def _require_voxels(coords: Tensor, count: int, resolution: int) -> None:
+    if coords.shape != (count, 3) or coords.dtype != torch.int32:
+        raise ValueError(f"coords have shape {tuple(coords.shape)} and dtype {coords.dtype}")
+    if bool(((coords < 0) | (coords >= resolution)).any()):
+        raise ValueError(f"coords are not in [0, {resolution})")
+    if len(coords.unique(dim=0)) != count:
+        raise ValueError("a voxel is there twice")
