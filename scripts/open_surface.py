@@ -6,8 +6,8 @@
 
 The first shows what the representation can hold: distances at the corners of the voxels that a face
 touches give an open mesh back. The second goes all the way: points and voxels, encoder, latents, self-pruning decoder,
-surface. It shows that this model and these losses can hold an open surface, not that one generalizes. Either
-way the opening is measured: points of the lid that the cut has left out, and how far from them the result is.
+that one generalizes. Either way the opening is measured: points of the lid that the cut has left out, and
+how far from them the result is.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def train(model: TripoSFVAE, inputs: pipelines.SparseInputs, steps: int, rate: f
     """Teaches the model one mesh.
 
     Which children the surface is in: cross-entropy, as TripoSF and Focusing have it. The distances of
-    their corners: the mean error to those of `sparseflex_of`. In the second half of the steps the decoder drops what
-    it says is empty, as it will in use: its norms see what is left.
+    their corners: the mean error to those of `sparseflex_of`. In the second half of the steps the
+    decoder drops what it says is empty, as it will in use: its norms see what is left.
     """
     exact = sparseflex_of(inputs.mesh, 4 * model.config.resolution)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)

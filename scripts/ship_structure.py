@@ -65,8 +65,8 @@ def card(model: SparseStructureVAE, run: Path, name: str, measured: dict[str, di
         "",
         f"A `fastshape.models.{type(model).__name__}` with {parameters:,} parameters, in half precision: "
         f"`fastshape.models.load({name!r})`. It takes the voxels of {size}^3 that a surface touches to a "
-        f"volume of {latent}^3 latents of {config.latent_channels} channels, and back. A small model, for trying "
-        f"things out and for tests; its recipe is `fastshape.train.recipes.get({name!r})`.",
+        f"volume of {latent}^3 latents of {config.latent_channels} channels, and back. A small model, "
+        f"for trying things out and for tests; its recipe is `fastshape.train.recipes.get({name!r})`.",
         "",
         f"- Trained on {CORPUS}.",
         f"- {time}.",
