@@ -17,7 +17,7 @@ complete   the first scales, the others said by a generator, beside those alone 
 
 All but the pictures print a table and write a .csv; the first three a .png too. MESHES is a folder; of it
 closed meshes are taken, evenly chosen. Zhang et al.: "3D representation in 512-Byte" (VAT), arXiv 2412.02202.
-Accuracy and IoU are those of the field at 40,000 uniform points and 40,000 within 0.05 of the surface together,
+Accuracy and IoU are those of the field at 40,000 uniform points and 40,000 within 0.05 of the surface,
 near accuracy that of 10,000 of the latter, in the unit cube, as there; F-scores and Chamfer distances are of
 100,000 points (there 10,000, which caps them) in the cube [-1, 1]^3, beside what two samples of the target
 itself score, the floor.
