@@ -4,6 +4,7 @@
     python scripts/vat_tables.py usage vat-tiny --meshes scans/ -o usage
     python scripts/vat_tables.py histogram vat-tiny other/model --meshes scans/ -o histogram
     python scripts/vat_tables.py scales vat-tiny mug.stl drill.stl -o scales.png
+    python scripts/vat_tables.py complete vat-tiny-ar --meshes scans/ -o complete
 
 curve      bytes against quality over the first scales of the codes (its figure 7), and the cross-scale
            accuracy and IoU: of each scale with all later ones left out, the mean over the scales (its
@@ -11,13 +12,15 @@ curve      bytes against quality over the first scales of the codes (its figure 
 usage      how many codes each scale uses, in training and of these shapes
 histogram  the latents before and after quantization, beside the normal distribution (its figure 9)
 scales     what is left of a shape of its first scales, as pictures (its figure 6)
+complete   the first scales, the others said by a generator, beside those alone and all true ones (its table 3
+           gives all but the last two)
 
-The first three print a table and write a .csv and a .png. MESHES is a folder; of it closed meshes are taken,
-evenly chosen. Zhang et al.: "3D representation in 512-Byte" (VAT), arXiv 2412.02202. Accuracy and IoU are
-those of the field at 40,000 uniform points and 40,000 within 0.05 of the surface together, near accuracy that
-of 10,000 of the latter, in the unit cube, as there; F-scores and Chamfer distances are of 100,000 points
-(there 10,000, which caps them) in the cube [-1, 1]^3, beside what two samples of the target itself score, the
-floor.
+All but the pictures print a table and write a .csv; the first three a .png too. MESHES is a folder; of it
+closed meshes are taken, evenly chosen. Zhang et al.: "3D representation in 512-Byte" (VAT), arXiv 2412.02202.
+Accuracy and IoU are those of the field at 40,000 uniform points and 40,000 within 0.05 of the surface,
+near accuracy that of 10,000 of the latter, in the unit cube, as there; F-scores and Chamfer distances are of
+100,000 points (there 10,000, which caps them) in the cube [-1, 1]^3, beside what two samples of the target
+itself score, the floor.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from fastshape import geometry, models, pipelines
 from fastshape.geometry import Mesh
 from fastshape.geometry.io import write_atomically
 from fastshape.geometry.metrics import near_points
-from fastshape.models import VAT
+from fastshape.models import VAT, NextScaleTransformer
 from fastshape.pipelines import Encoded
 
 THRESHOLDS = (0.01, 0.02)
@@ -146,12 +149,7 @@ def measure(path: Path, mesh: Mesh, model: VAT, resolution: int, samples: int) -
     lines = []
     for scales in range(codes.codes.num_scales + 1):
         encoded = codes.coarser(scales) if scales else latents
-        features = decoded(encoded, model)
         size = len(pipelines.shape_bytes(encoded))
-        try:
-            found, faces = quality(model.extract(features, resolution), normalized, samples)
-        except geometry.NoSurfaceError:
-            found, faces = quality(None, normalized, samples)
         lines.append(
             Line(
                 model=model.title,
@@ -162,11 +160,9 @@ def measure(path: Path, mesh: Mesh, model: VAT, resolution: int, samples: int) -
                 bits=encoded.num_bytes,
                 bytes=size,
                 ratio=path.stat().st_size / size,
-                faces=faces,
                 resolution=resolution,
                 samples=samples,
-                **questions.scores(model, features),
-                **found,  # type: ignore[arg-type]
+                **scores_of(encoded, model, normalized, questions, resolution, samples),
             )
         )
     return lines
@@ -187,7 +183,19 @@ def decoded(encoded: Encoded, model: VAT) -> Any:
     return model.decode(encoded.latents[0].float().to(device))
 
 
-def quality(prediction: Mesh | None, target: Mesh, samples: int) -> tuple[dict[str, float | None], int]:
+def scores_of(
+    encoded: Encoded, model: VAT, target: Mesh, questions: Questions, resolution: int, samples: int
+) -> dict[str, Any]:
+    """What a line says of codes or latents, beside a mesh in the model's frame."""
+    features = decoded(encoded, model)
+    try:
+        found = quality(model.extract(features, resolution), target, samples)
+    except geometry.NoSurfaceError:
+        found = quality(None, target, samples)
+    return {**questions.scores(model, features), **found}
+
+
+def quality(prediction: Mesh | None, target: Mesh, samples: int) -> dict[str, Any]:
     """What points of the surfaces say, and the number of faces; of no prediction the floors alone."""
     found = geometry.evaluate(
         prediction or target,
@@ -197,7 +205,8 @@ def quality(prediction: Mesh | None, target: Mesh, samples: int) -> tuple[dict[s
         num_volume_samples=0,
         num_near_samples=0,
     )
-    scores: dict[str, float | None] = {
+    scores: dict[str, Any] = {
+        "faces": prediction.num_faces if prediction else 0,
         "chamfer_l1": found.scores.chamfer_l1 if prediction else None,
         "chamfer_l1_floor": found.floor.chamfer_l1,
     }
@@ -205,7 +214,7 @@ def quality(prediction: Mesh | None, target: Mesh, samples: int) -> tuple[dict[s
         name = f"fscore_{round(100 * threshold):02}"
         scores[name] = found.scores.fscore[threshold] if prediction else 0.0
         scores[f"{name}_floor"] = found.floor.fscore[threshold]
-    return scores, prediction.num_faces if prediction else 0
+    return scores
 
 
 def mean(lines: Iterable[Line], name: str) -> float | None:
@@ -453,6 +462,48 @@ def scales(options: argparse.Namespace, console: Console) -> None:
     geometry.save_png(torch.cat(rows), options.output)
 
 
+# ---- The rest said by a generator --------------------------------------------------------------------------
+
+COMPLETED = ("accuracy", "iou", "near_accuracy", "fscore_01", "fscore_02", "chamfer_l1")
+
+
+def completed(codes: Encoded, model: NextScaleTransformer, tokenizer: VAT, scales: int, seed: int) -> Encoded:
+    """The codes of the first scales, and those that a generator says after them."""
+    found = codes.coarser(scales).codes
+    assert found is not None
+    given = found.codes[None].to(next(model.parameters()).device)
+    tokens = model.generate(tokenizer.quantizer, [seed], given=given)[0].cpu()  # type: ignore[arg-type]
+    whole = found._replace(codes=tokens, num_scales=len(found.scales))
+    return dataclasses.replace(codes, codes=whole)
+
+
+def complete(options: argparse.Namespace, console: Console) -> None:
+    model = models.load(options.generator, kind=NextScaleTransformer, device=options.device)
+    tokenizer = pipelines.load_tokenizer(model, options.tokenizer)
+    count = len(tokenizer.config.all_scales)
+    numbers = options.given or [max(1, count - 2)]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for _, mesh in track(closed(options.meshes, options.number), "completing", console=console):
+        codes = pipelines.encode_mesh(mesh, tokenizer)
+        normalized = codes.normalization.apply_mesh(mesh)
+        questions = Questions.of(normalized, pipelines.preparation_of(tokenizer).extent)
+        candidates = {("all, true", count): codes}
+        for number in numbers:
+            candidates[("these alone", number)] = codes.coarser(number)
+            candidates[("completed", number)] = completed(codes, model, tokenizer, number, options.seed)
+        for key, encoded in candidates.items():
+            scores = scores_of(encoded, tokenizer, normalized, questions, options.resolution, options.samples)
+            found.setdefault(key, []).append(scores)
+    rows = []
+    for (what, number), scores in found.items():
+        row: dict[str, Any] = {"generator": model.title, "given": number, "codes": what}
+        for name in COMPLETED:
+            known = [one[name] for one in scores if one[name] is not None]
+            row[name] = statistics.fmean(known) if known else None
+        rows.append(row)
+    finish(rows, options, console)
+
+
 # ---- Command -----------------------------------------------------------------------------------------------
 
 
@@ -504,6 +555,18 @@ def parser() -> argparse.ArgumentParser:
             part.add_argument(
                 "--samples", type=int, default=100_000, help="points per surface; default: 100000"
             )
+    part = commands.add_parser("complete")
+    part.set_defaults(run=complete)
+    part.add_argument("generator", help="a shipped one's name, a folder or a hub id")
+    part.add_argument("--tokenizer", help="default: what the generator says")
+    part.add_argument("--given", type=int, nargs="+", metavar="S", help="scales; default: all but two")
+    part.add_argument("--seed", type=int, default=0)
+    part.add_argument("--meshes", type=Path, required=True, help="a folder")
+    part.add_argument("--number", type=int, default=14, help="of closed meshes; default: 14")
+    part.add_argument("-o", "--output", type=Path, required=True, help="the table, without ending")
+    part.add_argument("--resolution", type=int, default=128, help="of the extraction; default: 128")
+    part.add_argument("--samples", type=int, default=100_000, help="points per surface; default: 100000")
+    part.add_argument("--device", default="cpu")
     part = commands.add_parser("scales")
     part.set_defaults(run=scales)
     part.add_argument("model")

@@ -16,7 +16,7 @@ from tiny_models import ball, tiny
 
 from fastshape import geometry, train
 from fastshape.geometry import shapes
-from fastshape.models import VAT
+from fastshape.models import VAT, NextScaleConfig, NextScaleTransformer
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 if not SCRIPTS.is_dir():
@@ -127,6 +127,30 @@ def test_the_histogram_is_a_density(tables, model, meshes, tmp_path):
         if name != "value":
             assert sum(float(row[name]) for row in rows) * width == pytest.approx(1.0, abs=0.01), name
     assert (tmp_path / "histogram.png").is_file()
+
+
+def test_a_generator_completes_the_first_scales(tables, model, meshes, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = NextScaleConfig(dim=16, depth=1, heads=2, **train.token_fields(model))
+    generator = NextScaleTransformer(config).eval()
+    monkeypatch.setattr(tables.models, "load", lambda name, kind, device: generator)
+    monkeypatch.setattr(tables.pipelines, "load_tokenizer", lambda given, path: model)
+    words = ["complete", "a-generator", "--meshes", str(meshes), "-o", str(tmp_path / "complete")]
+    tables.main([*words, "--resolution", "16", "--samples", "500", "--given", "2", "4"])
+    rows = rows_of(tmp_path / "complete.csv")
+    assert [(row["codes"], row["given"]) for row in rows] == [
+        ("all, true", "4"),
+        ("these alone", "2"),
+        ("completed", "2"),
+        ("these alone", "4"),
+        ("completed", "4"),
+    ]
+    scores = [[row[name] for name in tables.COMPLETED] for row in rows]
+    assert scores[0] == scores[3] == scores[4]  # nothing is left to say
+    codes = tables.pipelines.encode_mesh(geometry.load(meshes / "torus.ply"), model)
+    whole = tables.completed(codes, generator, model, 2, seed=0).codes
+    assert whole.num_scales == 4
+    assert torch.equal(whole.codes[:5], codes.codes.codes[:5])
 
 
 def test_pictures_of_the_first_scales(tables, model, meshes, tmp_path):
