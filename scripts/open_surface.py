@@ -5,9 +5,10 @@
     python scripts/open_surface.py SCAN.ply -o out --cut --model structure-tiny  # trained weights
 
 The first shows what the representation can hold: distances at the corners of the voxels that a face
-touches give an open mesh back. The second goes all the way: points and voxels, encoder, latents, self-pruning decoder,
-that one generalizes. Either way the opening is measured: points of the lid that the cut has left out, and
-how far from them the result is.
+touches give an open mesh back. The second goes all the way: points and voxels, encoder, latents,
+self-pruning decoder, surface. It shows that this model and these losses can hold an open surface, not that
+one generalizes. Either way the opening is measured: points of the lid that the cut has left out, and how
+far from them the result is.
 """
 
 from __future__ import annotations
