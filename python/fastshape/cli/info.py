@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastshape import _C, __version__, models
-from fastshape.cli.models import default_model, load_model, num_parameters, taken
+from fastshape.cli.models import default_model, num_parameters, taken
 from fastshape.geometry import PrepareSpec, load, shapes
 from fastshape.geometry.formats import READERS
 from fastshape.models import Autoencoder, NextScaleTransformer, SparseStructureVAE, TripoSFVAE
