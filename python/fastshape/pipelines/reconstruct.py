@@ -368,6 +368,7 @@ def _features(encoded: Encoded, model: FieldAutoencoder, device: torch.device) -
             raise LatentsError(
                 f"these are codes of {num_codes} on scales {scales}, which {model.title} does not decode"
             )
+        assert isinstance(model, VAT)
         return model.decode_tokens(codes[None].to(device))
     levels = [level.to(device, torch.float32) for level in encoded.latents]
     if isinstance(model, VAT):

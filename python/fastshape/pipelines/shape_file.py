@@ -26,9 +26,9 @@ text is its length `n` and UTF-8::
       for each level, the finest first
         n              M, tokens
         n              C, channels
+        M C numbers    token by token
         [n             R, voxels along an axis of their grid
          (3 M B + 7) / 8  x, y, z of each voxel, B = bits of R - 1 each, the lowest first, filled up with 0]
-        M C numbers    token by token
       4                CRC-32 of the whole file before
 
 Codes that end behind a scale are a coarser shape: a file that was cut off there is refused like any other
@@ -140,9 +140,9 @@ def shape_bytes(encoded: Encoded) -> bytes:
     parts = [header]
     for level in encoded.latents:
         parts += [_number(level.shape[1]), _number(level.shape[2])]
+        parts.append(level.detach().cpu().contiguous().numpy().astype(_DTYPES[kind][1]).tobytes())
         if encoded.coords is not None and encoded.resolution is not None:
             parts += [_number(encoded.resolution), _packed(encoded.coords, encoded.resolution)]
-        parts.append(level.detach().cpu().contiguous().numpy().astype(_DTYPES[kind][1]).tobytes())
     body = b"".join(parts)
     return body + _checksum(body)
 
@@ -207,7 +207,7 @@ def _number(value: int) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    data = text.encode()
+    data = text.encode(errors="surrogateescape")  # a path may be no UTF-8
     return _number(len(data)) + data
 
 
@@ -308,8 +308,8 @@ def _header(reader: _Reader) -> tuple[Encoded, int, int]:
     encoded = Encoded(
         latents=(),
         normalization=Normalization((x, y, z), scale),
-        model=model.decode(),  # a UnicodeDecodeError is a ValueError
-        weights=weights.decode(),
+        model=model.decode(errors="surrogateescape"),
+        weights=weights.decode(errors="surrogateescape"),
         fingerprint=fingerprint.hex() if any(fingerprint) else "",
         seed=seed // 2 if seed % 2 == 0 else -(seed + 1) // 2,
         sampled=bool(flags & _SAMPLED),
@@ -338,12 +338,14 @@ def _with_latents(encoded: Encoded, reader: _Reader, flags: int, count: int) -> 
     coords, resolution = None, None
     for _ in range(count):
         tokens, channels = reader.number("latents"), reader.number("latents")
-        if flags & _VOXELS:
-            resolution = reader.number("voxels")
-            coords = _unpacked(reader, tokens, resolution)
+        if not tokens * channels:  # so that there are never more tokens than bytes
+            raise LatentsError(f"the latents are damaged: {tokens} tokens of {channels} channels")
         part = reader.take(tokens * channels * dtype.itemsize, "latents")
         values = np.frombuffer(part, code).astype(code[1:])  # a copy, in the machine's own order
         levels.append(torch.from_numpy(values).reshape(1, tokens, channels))
+        if flags & _VOXELS:
+            resolution = reader.number("voxels")
+            coords = _unpacked(reader, tokens, resolution)
     reader.check("latents")
     if (rest := len(reader.data) - reader.position) > 0:
         raise LatentsError(f"{rest:,} bytes follow the latents")
