@@ -42,7 +42,8 @@ def closed_meshes(folder: Path, number: int) -> list[tuple[str, Mesh]]:
         edges = torch.cat([mesh.faces[:, [i, (i + 1) % 3]] for i in range(3)]).sort(1).values
         if bool((edges.unique(dim=0, return_counts=True)[1] == 2).all()):
             found.append((path.stem, mesh))
-    return [found[i * len(found) // number] for i in range(min(number, len(found)))]
+    count = min(number, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 def ellipsoid(mesh: Mesh) -> Mesh:

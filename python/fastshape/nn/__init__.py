@@ -4,6 +4,7 @@ from fastshape.nn.bottleneck import KLBottleneck, NormalizedBottleneck
 from fastshape.nn.embedding import FourierEmbed, PointEmbed
 from fastshape.nn.multiscale_quantizer import CodeUsage, MultiscaleQuantizer, Quantized
 from fastshape.nn.posterior import Generators, LevelPosterior, Posterior
+from fastshape.nn.scale_transformer import KeyValueCache, ScaleAttention, ScaleBlock
 from fastshape.nn.sparse_layers import (
     PointPool,
     SparseConv3d,
@@ -54,6 +55,7 @@ __all__ = [
     "Generators",
     "GroupNorm3d",
     "KLBottleneck",
+    "KeyValueCache",
     "LevelPosterior",
     "ModulatedSparseCrossBlock",
     "MultiscaleQuantizer",
@@ -64,6 +66,8 @@ __all__ = [
     "Posterior",
     "Quantized",
     "ResBlock3d",
+    "ScaleAttention",
+    "ScaleBlock",
     "SelfAttention",
     "SelfAttentionBlock",
     "SparseConv3d",

@@ -34,7 +34,7 @@ FAMILIES: Mapping[type[FieldAutoencoder], PrepareSpec] = MappingProxyType(
         VecSetVAE: PrepareSpec.preset("vecset"),
         DoraVAE: PrepareSpec.preset("dora"),
         LaGeM: PrepareSpec.preset("lagem", extent=0.999),  # of its code; the paper's unit ball is closed
-        VAT: PrepareSpec.preset("vat"),
+        VAT: PrepareSpec.preset("vat", extent=1.0),  # the paper's unit cube, with twice the side
     }
 )
 _FRAME = ("normalization", "extent")

@@ -1,4 +1,4 @@
-"""The configuration of a training run: what all have, and what is of fields and of structures."""
+"""The configuration of a training run: what all have, and what is of fields, of structures and of tokens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from fastshape.losses.volumes import STRUCTURE_LOSSES
 from fastshape.models import (
     MODELS,
     FieldAutoencoder,
+    NextScaleConfig,
+    NextScaleTransformer,
     PretrainedModel,
     SparseStructureConfig,
     SparseStructureVAE,
@@ -38,9 +40,6 @@ class RunConfig:
             points.
         micro_batch_size: shapes of one forward and backward pass of a process, whose gradients are summed;
             None takes the process's whole share. Smaller ones need less memory and give the same gradient.
-        kl_weight: weight of the KL divergence, a mean over tokens and channels.
-        sample_posterior: decode a sample of the posterior; False decodes its mode. With very few shapes the
-            latents carry little beside noise, and a decoder that only ever saw noise is off at the mode.
         learning_rate: the peak, reached after `warmup_steps` of linear growth, then a cosine down to
             `final_learning_rate` at the last step.
         weight_decay, betas, adam_eps: of AdamW.
@@ -61,8 +60,6 @@ class RunConfig:
     steps: int = 1000
     batch_size: int = 1
     micro_batch_size: int | None = None
-    kl_weight: float = 1e-3
-    sample_posterior: bool = True
     learning_rate: float = 1e-4
     final_learning_rate: float = 1e-6
     warmup_steps: int = 0
@@ -165,7 +162,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig):
+class AutoencoderTrainConfig(RunConfig):
+    """What the training of every autoencoder has.
+
+    Attributes:
+        kl_weight: weight of the KL divergence, a mean over tokens and channels.
+        sample_posterior: decode a sample of the posterior; False decodes its mode. With very few shapes the
+            latents carry little beside noise, and a decoder that only ever saw noise is off at the mode.
+    """
+
+    kl_weight: float = 1e-3
+    sample_posterior: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig(AutoencoderTrainConfig):
     """Everything that decides the result of training a field, besides the shapes.
 
     Attributes:
@@ -270,7 +281,7 @@ class TrainConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class StructureTrainConfig(RunConfig):
+class StructureTrainConfig(AutoencoderTrainConfig):
     """Everything that decides the result of training a structure autoencoder, besides the shapes.
 
     Attributes:
@@ -308,6 +319,49 @@ class StructureTrainConfig(RunConfig):
         return self.model.resolution if self.crop is None else self.crop
 
 
+@dataclass(frozen=True)
+class TokenTrainConfig(RunConfig):
+    """Everything that decides the result of training a next-scale transformer, besides shapes and tokenizer.
+
+    Attributes:
+        variants: encodings of each shape that are made before the training, each of other points of its
+            surface; every step takes a random one.
+        augment: how those after the first are moved: "none", "axes", or "dora"; see
+            `fastshape.train.augment`.
+        scale_counts: numbers of first scales, ascending, one of which is drawn for each step; empty: always
+            all. The last scales have most of the tokens, and a coarse one learns from a step without them as
+            much.
+        scale_probabilities: of `scale_counts`; empty: all alike.
+    """
+
+    model: ModelConfig = field(default_factory=NextScaleConfig)
+    variants: int = 1
+    scale_counts: tuple[int, ...] = ()
+    scale_probabilities: tuple[float, ...] = ()
+
+    models = MappingProxyType({NextScaleTransformer.__name__: NextScaleTransformer})
+    augmentations = ("none", "axes", "dora")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert isinstance(self.model, NextScaleConfig)
+        for name in ("scale_counts", "scale_probabilities"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
+        if self.variants < 1:
+            raise ValueError(f"`variants` must be at least 1, got {self.variants}")
+        counts, probabilities = self.scale_counts, self.scale_probabilities
+        if any(not 1 <= count <= len(self.model.scales) for count in counts) or list(counts) != sorted(
+            set(counts)
+        ):
+            raise ValueError(
+                f"`scale_counts` must be in [1, {len(self.model.scales)}] and ascending, got {counts}"
+            )
+        if probabilities and (len(probabilities) != len(counts) or min(probabilities) <= 0):
+            raise ValueError(
+                f"`scale_probabilities` must be positive, one for each of {len(counts)}, got {probabilities}"
+            )
+
+
 def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The inverse of any configuration's `to_dict`; the model's class says of which.
 
@@ -315,7 +369,7 @@ def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
         ValueError: an unknown field or class, or a bad value.
     """
     name = dict(values.get("model", {})).get("class", VecSetVAE.__name__)
-    kinds: tuple[type[RunConfig], ...] = (TrainConfig, StructureTrainConfig)
+    kinds: tuple[type[RunConfig], ...] = (TrainConfig, StructureTrainConfig, TokenTrainConfig)
     for kind in kinds:
         if name in kind.models:
             return kind.from_dict(values)

@@ -13,13 +13,15 @@ from fastshape.models import (
     DoraVAE,
     LaGeM,
     LaGeMConfig,
+    NextScaleConfig,
+    NextScaleTransformer,
     SparseStructureConfig,
     SparseStructureVAE,
     VATConfig,
     VecSetConfig,
     VecSetVAE,
 )
-from fastshape.train.config import RunConfig, StructureTrainConfig, TrainConfig
+from fastshape.train.config import RunConfig, StructureTrainConfig, TokenTrainConfig, TrainConfig
 
 
 def vecset_single() -> TrainConfig:
@@ -330,6 +332,60 @@ def _structure(name: str) -> StructureTrainConfig:
     )
 
 
+def vat_tiny_ar() -> TokenTrainConfig:
+    """The shipped generator: 1.7 M parameters that say the tokens of `vat-tiny`, without a condition.
+
+    Most steps are about the first scales, which decide the shape: the last two have six tenths of the tokens.
+    """
+    tokenizer = vat_tiny().model
+    assert isinstance(tokenizer, VATConfig)
+    return TokenTrainConfig(
+        model=NextScaleConfig(
+            scales=tokenizer.all_scales,
+            vocab_size=tokenizer.num_codes,
+            code_dim=tokenizer.latent_dim,
+            dim=128,
+            depth=6,
+            heads=4,
+            shared_modulation=True,
+        ),
+        variants=2,
+        scale_counts=(6, 8, 10),
+        scale_probabilities=(0.4, 0.3, 0.3),
+        steps=1500,
+        batch_size=8,
+        learning_rate=1.5e-3,
+        final_learning_rate=2e-5,
+        warmup_steps=100,
+        weight_decay=0.05,
+        betas=(0.9, 0.95),
+        gradient_clip=2.0,
+        ema_decay=0.995,
+        checkpoint_every=250,
+        validate_every=500,
+        num_threads=1,
+    )
+
+
+def _vat_ar(name: str) -> TokenTrainConfig:
+    """A published size of VAT's second stage: batch 1600, on 96 GPUs for a week.
+
+    How many steps that were is not said; these are ours, as are warm-up, weight decay and clipping, and how
+    often conditions are left out. These come from `--conditions`.
+    """
+    return TokenTrainConfig(
+        model=NextScaleTransformer.configs[name],
+        steps=200_000,
+        batch_size=1600,
+        learning_rate=1e-4,
+        warmup_steps=5000,
+        weight_decay=0.05,
+        betas=(0.9, 0.99),
+        gradient_clip=2.0,
+        bfloat16=True,
+    )
+
+
 RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
     {
         "vecset-single": vecset_single,
@@ -343,6 +399,8 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
         "lagem-objaverse": partial(_lagem, "objaverse", 600_000),
         "lagem-shapenet": partial(_lagem, "shapenet", 48_600),
         **{f"vat-{name.replace('_', '-')}": partial(_vat, name) for name in VAT.configs},
+        "vat-tiny-ar": vat_tiny_ar,
+        **{f"{name}-ar": partial(_vat_ar, name) for name in ("vat", "vat-0.5b")},
         **{f"structure-{name}": partial(_structure, name) for name in SparseStructureVAE.configs},
     }
 )
