@@ -6,6 +6,7 @@
 
 #include "attention/attention_loop.h"
 #include "core/dispatch.h"
+#include "core/huge_pages.h"
 #include "core/parallel.h"
 
 namespace fastshape::cpu {
@@ -19,14 +20,6 @@ using ForwardItem = void (*)(const AttentionForward<T>&, const AttentionItem&, i
 template <class T>
 using BackwardItem = void (*)(const AttentionBackward<T>&, int64_t, int64_t, wide<T>*, wide<T>*,
                               void*);
-
-#if defined(FASTSHAPE_X86)
-// A processor with the other AVX-512 sets may not have this one.
-bool has_bfloat16_products() {
-  static const bool has = __builtin_cpu_supports("avx512bf16");
-  return has;
-}
-#endif
 
 template <class T>
 ForwardItem<T> forward_function() {
@@ -83,24 +76,41 @@ struct ThreadScratch {
   std::unique_ptr<unsigned char[]> bytes_;
 };
 
-// f(begin, end, head, scratch) for shares of [0, count) and every head.
+struct Share {
+  int64_t number;
+  int64_t begin, end;  // of what is shared out
+  int64_t first_head, end_head;
+};
+
+// f(share, scratch) for shares of [0, count) and every head. Where there are shares enough one
+// thread has all heads of a share: their features lie side by side in memory.
 template <class F>
 void for_shares(int64_t count, int64_t shares, int64_t heads, size_t scratch, F&& f) {
   if (count == 0 || heads == 0) return;
   const int threads = num_threads();
+  const int64_t groups = shares >= 16 * threads ? 1 : heads, group = heads / groups;
   std::atomic<int64_t> next{0};
-  parallel_team(static_cast<int>(std::min<int64_t>(threads, shares * heads)), [&](int, int) {
+  parallel_team(static_cast<int>(std::min<int64_t>(threads, shares * groups)), [&](int, int) {
     ThreadScratch memory(scratch);
     for (;;) {
       const int64_t at = next.fetch_add(1, std::memory_order_relaxed);
-      if (at >= shares * heads) return;
-      const int64_t share = at / heads;
-      f(share * count / shares, (share + 1) * count / shares, at % heads, share, memory.data());
+      if (at >= shares * groups) return;
+      const int64_t number = at / groups, head = at % groups * group;
+      f(Share{number, number * count / shares, (number + 1) * count / shares, head, head + group},
+        memory.data());
     }
   });
 }
 
 constexpr int64_t kForwardShares = 512;
+
+// Of rows that are all going to be written.
+template <class T>
+void advise(const HeadRows<T>& rows, int64_t count, int64_t heads, int head_dim) {
+  if (count == 0 || heads == 0) return;
+  const int64_t span = (count - 1) * rows.row_stride + (heads - 1) * rows.head_stride + head_dim;
+  advise_huge_pages(rows.data, static_cast<size_t>(span) * sizeof(T));
+}
 
 }  // namespace
 
@@ -116,12 +126,13 @@ void attention(const AttentionForward<T>& task) {
                        static_cast<int32_t>(std::min(end, p + kQueryChunk))});
   }
   const auto count = static_cast<int64_t>(items.size());
+  advise(task.out, in.queries.total, in.num_heads, in.head_dim);
   const ForwardItem<T> forward = forward_function<T>();
   for_shares(count, std::min(count, kForwardShares), in.num_heads,
-             scratch_bytes(sizeof(wide<T>), 0),
-             [&](int64_t begin, int64_t end, int64_t head, int64_t, void* scratch) {
-               for (int64_t i = begin; i < end; ++i)
-                 forward(task, items[static_cast<size_t>(i)], head, scratch);
+             scratch_bytes(sizeof(wide<T>), 0), [&](const Share& share, void* scratch) {
+               for (int64_t i = share.begin; i < share.end; ++i)
+                 for (int64_t head = share.first_head; head < share.end_head; ++head)
+                   forward(task, items[static_cast<size_t>(i)], head, scratch);
              });
 }
 
@@ -132,17 +143,23 @@ void attention_backward(const AttentionBackward<T>& task) {
   for (int64_t s = 0; s < in.num_sequences; ++s)
     longest = std::max<int64_t>(longest, in.queries.offsets[s + 1] - in.queries.offsets[s]);
   const BackwardItem<T> backward = backward_function<T>();
+  advise(task.grad_q, in.queries.total, in.num_heads, in.head_dim);
+  advise(task.grad_k, in.keys.total, in.num_heads, in.head_dim);
+  advise(task.grad_v, in.keys.total, in.num_heads, in.head_dim);
   for_shares(
       in.num_sequences, task.gamma_parts, in.num_heads, scratch_bytes(sizeof(wide<T>), longest),
-      [&](int64_t begin, int64_t end, int64_t head, int64_t share, void* scratch) {
-        const auto sum_of = [&](wide<T>* parts) -> wide<T>* {
-          if (parts == nullptr) return nullptr;
-          wide<T>* sum = parts + (share * in.num_heads + head) * in.head_dim;
-          std::fill(sum, sum + in.head_dim, wide<T>(0));
-          return sum;
+      [&](const Share& share, void* scratch) {
+        const auto sum_of = [&](wide<T>* parts, int64_t head) {
+          return parts == nullptr ? nullptr
+                                  : parts + (share.number * in.num_heads + head) * in.head_dim;
         };
-        wide<T>*const q_sum = sum_of(task.q_gamma_grad), *const k_sum = sum_of(task.k_gamma_grad);
-        for (int64_t s = begin; s < end; ++s) backward(task, s, head, q_sum, k_sum, scratch);
+        for (wide<T>* parts : {task.q_gamma_grad, task.k_gamma_grad})
+          if (parts != nullptr)
+            std::fill(sum_of(parts, share.first_head), sum_of(parts, share.end_head), wide<T>(0));
+        for (int64_t s = share.begin; s < share.end; ++s)
+          for (int64_t head = share.first_head; head < share.end_head; ++head)
+            backward(task, s, head, sum_of(task.q_gamma_grad, head),
+                     sum_of(task.k_gamma_grad, head), scratch);
       });
 }
 

@@ -65,6 +65,7 @@ void forward_pairs(const AttentionForward<BFloat16>& task, const AttentionItem& 
   Scratch memory{static_cast<unsigned char*>(scratch)};
   auto* const query_rows = memory.take<int64_t>(kQueryChunk);
   auto* const key_rows = memory.take<int64_t>(kKeyChunk);
+  auto* const list = memory.take<const Pair*>(kKeyChunk);
   const PairRows q = take_rows(memory, kQueryChunk, n), k = take_rows(memory, kKeyChunk, n);
   auto* const out = memory.take<float>(kQueryChunk * kMaxHeadDim);
   auto* const largest = memory.take<float>(kQueryChunk);
@@ -97,7 +98,8 @@ void forward_pairs(const AttentionForward<BFloat16>& task, const AttentionItem& 
       interleave(head_row(in.v, key_rows[j], head),
                  j + 1 < keys ? head_row(in.v, key_rows[j + 1], head) : nullptr, n, columns,
                  v_pairs + j / 2 * columns);
-    pack_transposed(k.pairs(0), n / 2, keys, n / 2, k_panels);
+    list_rows(k.pairs(0), n / 2, keys, list);
+    pack_transposed(list, keys, n / 2, k_panels);
     for (int64_t i = 0; i < queries; i += kQueryBlock) {
       const int64_t rows = smaller(kQueryBlock, queries - i);
       product<Pair>(rows, ld, n / 2, q.pairs(i), n / 2, 1, k_panels, kPanel<Pair>,
@@ -158,6 +160,7 @@ void backward_pairs(const AttentionBackward<BFloat16>& task, int64_t sequence, i
   Scratch memory{static_cast<unsigned char*>(scratch)};
   auto* const query_rows = memory.take<int64_t>(kQueryChunk);
   auto* const key_rows = memory.take<int64_t>(kKeyChunk);
+  auto* const list = memory.take<const Pair*>(kKeyChunk);
   const PairRows q = take_rows(memory, kQueryChunk, n), g = take_rows(memory, kQueryChunk, n);
   const PairRows k = take_rows(memory, kKeyChunk, n), v = take_rows(memory, kKeyChunk, n);
   auto* const lse = memory.take<float>(kQueryChunk);
@@ -192,8 +195,10 @@ void backward_pairs(const AttentionBackward<BFloat16>& task, int64_t sequence, i
       __builtin_memcpy(v.row(j), head_row(in.v, key_rows[j], head),
                        static_cast<size_t>(n) * sizeof(BFloat16));
     }
-    pack_transposed(k.pairs(0), n / 2, keys, n / 2, k_panels);
-    pack_transposed(v.pairs(0), n / 2, keys, n / 2, v_panels);
+    list_rows(k.pairs(0), n / 2, keys, list);
+    pack_transposed(list, keys, n / 2, k_panels);
+    list_rows(v.pairs(0), n / 2, keys, list);
+    pack_transposed(list, keys, n / 2, v_panels);
     pair_rows(k, keys, n, columns, k_pairs);
     for (int64_t i = 0; i < keys * columns; ++i) grad_k[i] = 0;
     for (int64_t i = 0; i < keys * columns; ++i) grad_v[i] = 0;

@@ -166,6 +166,24 @@ inline Vector<T> tail_mask(int64_t valid) {
 
 // exp(x) for x <= 0 or so: 2^n * exp(r) with |r| <= ln 2 / 2, a polynomial of degree 6 (Taylor's,
 // error 2e-8 / 8 of exp(r)); zero below -87.
+#if defined(__AVX512F__)
+inline Vector<float> exponential(Vector<float> x) {
+  // Below -104 the scaling gives zero; between that and -87 there are numbers of fewer digits.
+  const __m512 y = _mm512_max_ps(_mm512_set1_ps(-104.0f), (__m512)x.v);  // of NaN: NaN
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(1.44269504f)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.693145752f), y);  // ln 2 in two parts
+  r = _mm512_fmadd_ps(n, _mm512_set1_ps(-1.42860677e-6f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 720.0f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return {(Vector<float>::Register)_mm512_scalef_ps(p, n)};
+}
+#else
 inline Vector<float> exponential(Vector<float> x) {
   typedef int32_t Integers __attribute__((vector_size(kRegisterBytes)));
   const Vector<float> lowest = broadcast(-87.0f);
@@ -186,6 +204,7 @@ inline Vector<float> exponential(Vector<float> x) {
   const Vector<float> result = {(Vector<float>::Register)((Integers)p.v + power)};
   return {x.v < lowest.v ? zero<float>().v : result.v};
 }
+#endif
 inline Vector<double> exponential(Vector<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x.v[i] = __builtin_exp(x.v[i]);
   return x;

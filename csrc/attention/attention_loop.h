@@ -6,6 +6,8 @@
 // every product is sums of a number times a register.
 #pragma once
 
+#include <type_traits>
+
 #include "attention/attention_cpu.h"
 #include "attention/attention_lanes.h"
 
@@ -174,6 +176,12 @@ inline void widen_row(const T* from, W* to, int n) {
   for (int i = 0; i < n; ++i) to[i] = widen(from[i]);
 }
 
+inline void widen_row(const float* from, float* to, int n) {
+  int i = 0;
+  for (; i + kLanes<float> <= n; i += kLanes<float>) store(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = from[i];
+}
+
 #if defined(__AVX512F__)
 inline void widen_row(const Float16* from, float* to, int n) {
   for (int i = 0; i < n; i += 8) {
@@ -243,17 +251,17 @@ inline Preparation<wide<T>> key_preparation(const Attention<T>& in, int64_t head
 }
 
 #if defined(__AVX512F__)
-// 16 x 16 words: the first `rows` rows of `n` words each, `row` apart; the rest counts as zero.
+// 16 x 16 words: words `first` to `first` + n of the first `rows` rows; the rest counts as zero.
 // Writes n rows of 16, `to_row` apart.
-inline void transpose_words(const void* from, int64_t row, int64_t rows, int n, void* to,
+template <class E>
+inline void transpose_words(const E* const* rows, int64_t count, int first, int n, E* to,
                             int64_t to_row) {
-  const auto* in = static_cast<const float*>(from);
-  auto* out = static_cast<float*>(to);
+  auto* out = reinterpret_cast<float*>(to);
   const auto mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1 << n) - 1);
   __m512 a[16], b[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i)
-    a[i] = i < rows ? _mm512_maskz_loadu_ps(mask, in + i * row) : _mm512_setzero_ps();
+    a[i] = i < count ? _mm512_maskz_loadu_ps(mask, rows[i] + first) : _mm512_setzero_ps();
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
@@ -285,31 +293,55 @@ inline void transpose_words(const void* from, int64_t row, int64_t rows, int n, 
 }
 #endif
 
-// (count, n), rows `row` apart, to panels [n][kPanel] of `count` rounded up to a register; what is
-// beside is zero.
+// `count` rows of n to panels [n][kPanel] of `count` rounded up to a register; what is beside is
+// zero.
 template <class E>
-inline void pack_transposed(const E* rows, int64_t row, int64_t count, int n, E* panels) {
+inline void pack_transposed(const E* const* rows, int64_t count, int n, E* panels) {
   constexpr int kWidth = kPanel<E>;
   const int64_t padded = round_up(count, kLanes<E>);
   for (int64_t first = 0; first < padded; first += kWidth, panels += kWidth * n) {
     const int64_t there = smaller(kWidth, padded - first);
     for (int64_t i = 0; i < there; i += kLanes<E>) {
-      const E* const from = rows + (first + i) * row;
+      const E* const* const from = rows + first + i;
       const int64_t here = smaller(kLanes<E>, count - first - i);
 #if defined(__AVX512F__)
       if constexpr (sizeof(E) == 4) {
         for (int d = 0; d < n; d += 16)
-          transpose_words(from + d, row, here, n - d, panels + kWidth * d + i, kWidth);
+          transpose_words(from, here, d, n - d, panels + kWidth * d + i, kWidth);
         continue;
       }
 #endif
       for (int d = 0; d < n; ++d) {
         E* const to = panels + kWidth * d + i;
-        for (int64_t j = 0; j < here; ++j) to[j] = from[j * row + d];
+        for (int64_t j = 0; j < here; ++j) to[j] = from[j][d];
         for (int64_t j = here; j < kLanes<E>; ++j) to[j] = 0;
       }
     }
   }
+}
+
+// Asks for rows [begin, end) of a list, of one head, ahead of their use.
+template <bool kToWrite, class T>
+inline void fetch_rows(const HeadRows<T>& rows, const int64_t* list, int64_t begin, int64_t end,
+                       int64_t head, int n) {
+  constexpr int kLine = 64 / static_cast<int>(sizeof(T));
+  for (int64_t i = begin; i < end; ++i) {
+    const T* const row = head_row(rows, list[i], head);
+    for (int d = 0; d < n; d += kLine) __builtin_prefetch(row + d, kToWrite ? 1 : 0);
+  }
+}
+
+// Whether prepared rows are the rows as they lie in memory.
+template <class T, class W>
+inline bool is_plain(const Preparation<W>& how) {
+  return std::is_same<T, W>::value && how.gamma == nullptr && how.rope == nullptr &&
+         how.factor == 1;
+}
+
+// `rows` rows of `row` each, one after the other, as pack_transposed takes them.
+template <class E>
+inline void list_rows(const E* first, int64_t row, int64_t count, const E** to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = first + i * row;
 }
 
 // Hands out the scratch memory.
@@ -365,39 +397,55 @@ void forward_item(const AttentionForward<T>& task, const AttentionItem& item, in
   const Attention<T>& in = task.in;
   const int n = in.head_dim;
   const int64_t columns = round_up(n, kLanes<W>), queries = item.end_q - item.begin_q;
+  const int32_t first_key = in.keys.offsets[item.sequence];
+  const int32_t end_key = in.keys.offsets[item.sequence + 1];
+  const int64_t most_keys = smaller(kKeyChunk, end_key - first_key);
+  const Preparation<W> query_how = query_preparation(in, head), key_how = key_preparation(in, head);
+  const bool plain_keys = is_plain<T>(key_how);
+  // What is in use lies close together: of a short sequence all of it stays in the caches.
   Scratch memory{static_cast<unsigned char*>(scratch)};
-  auto* const query_rows = memory.take<int64_t>(kQueryChunk);
-  auto* const key_rows = memory.take<int64_t>(kKeyChunk);
-  W* const q = memory.take<W>(kQueryChunk * kMaxHeadDim);
-  W* const out = memory.take<W>(kQueryChunk * kMaxHeadDim);
-  W* const largest = memory.take<W>(kQueryChunk);
-  W* const sum = memory.take<W>(kQueryChunk);
-  W* const k = memory.take<W>(kKeyChunk * kMaxHeadDim);
-  W* const k_panels = memory.take<W>((kKeyChunk + kPanel<W>)*kMaxHeadDim);
-  W* const v = memory.take<W>(kKeyChunk * kMaxHeadDim);
-  W* const scores = memory.take<W>(kQueryBlock * kKeyChunk);
+  auto* const query_rows = memory.take<int64_t>(queries);
+  auto* const key_rows = memory.take<int64_t>(most_keys);
+  auto* const key_list = memory.take<const W*>(most_keys);
+  W* const largest = memory.take<W>(queries);
+  W* const sum = memory.take<W>(queries);
+  W* const q = memory.take<W>(queries * n);
+  W* const k_panels = memory.take<W>((most_keys + kPanel<W>)*n);
+  W* const scores = memory.take<W>(kQueryBlock * round_up(most_keys, kLanes<W>));
+  W* const v = memory.take<W>(most_keys * columns);
+  W* const out = memory.take<W>(queries * columns);
+  W* const k = memory.take<W>(plain_keys ? 0 : most_keys * n);
 
   rows_of(in.queries, item.sequence, item.begin_q, item.end_q, query_rows);
-  const Preparation<W> query_how = query_preparation(in, head), key_how = key_preparation(in, head);
   for (int64_t i = 0; i < queries; ++i)
     prepare_row(head_row(in.q, query_rows[i], head), q + i * n, query_how, query_rows[i]);
 
-  const int32_t first_key = in.keys.offsets[item.sequence];
-  const int32_t end_key = in.keys.offsets[item.sequence + 1];
   for (int32_t begin = first_key; begin < end_key; begin += kKeyChunk) {
     const int32_t end = end_key - begin < kKeyChunk ? end_key : begin + kKeyChunk;
     const int64_t keys = end - begin, ld = round_up(keys, kLanes<W>);
     rows_of(in.keys, item.sequence, begin, end, key_rows);
+    list_rows<W>(k, n, keys, key_list);
     for (int64_t j = 0; j < keys; ++j) {
-      prepare_row(head_row(in.k, key_rows[j], head), k + j * n, key_how, key_rows[j]);
+      const T* const from = head_row(in.k, key_rows[j], head);
+      if (plain_keys)
+        key_list[j] = reinterpret_cast<const W*>(from);
+      else
+        prepare_row(from, k + j * n, key_how, key_rows[j]);
       W* const to = v + j * columns;
       widen_row(head_row(in.v, key_rows[j], head), to, n);
       for (int64_t d = n; d < columns; ++d) to[d] = 0;
     }
-    pack_transposed(k, n, keys, n, k_panels);
-    const bool first = begin == first_key;
+    pack_transposed(key_list, keys, n, k_panels);
+    const bool first = begin == first_key, fetch = first && head + 1 < in.num_heads;
     for (int64_t i = 0; i < queries; i += kQueryBlock) {
       const int64_t rows = smaller(kQueryBlock, queries - i);
+      if (first) fetch_rows<true>(task.out, query_rows, i, i + rows, head, n);
+      if (fetch) {  // the next head's rows lie behind this one's: they come during the products
+        const int64_t from = i * keys / queries, to = (i + rows) * keys / queries;
+        fetch_rows<false>(in.q, query_rows, i, i + rows, head + 1, n);
+        fetch_rows<false>(in.k, key_rows, from, to, head + 1, n);
+        fetch_rows<false>(in.v, key_rows, from, to, head + 1, n);
+      }
       product<W>(rows, ld, n, q + i * n, n, 1, k_panels, kPanel<W>, kPanel<W> * n, scores, ld,
                  false);
       softmax_rows(scores, rows, ld, keys, largest + i, sum + i, out + i * columns,
@@ -434,22 +482,26 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
   const int32_t end_query = in.queries.offsets[sequence + 1];
   const int32_t first_key = in.keys.offsets[sequence], end_key = in.keys.offsets[sequence + 1];
 
+  const int64_t most_queries = smaller(kQueryChunk, end_query - first_query);
+  const int64_t most_keys = smaller(kKeyChunk, end_key - first_key);
+  const bool plain_values = std::is_same<T, W>::value;
   Scratch memory{static_cast<unsigned char*>(scratch)};
-  auto* const query_rows = memory.take<int64_t>(kQueryChunk);
-  auto* const key_rows = memory.take<int64_t>(kKeyChunk);
-  W* const q = memory.take<W>(kQueryChunk * kMaxHeadDim);
-  W* const grad_out = memory.take<W>(kQueryChunk * kMaxHeadDim);
-  W* const lse = memory.take<W>(kQueryChunk);
-  W* const delta = memory.take<W>(kQueryChunk);
-  W* const k = memory.take<W>(kKeyChunk * kMaxHeadDim);
-  W* const k_panels = memory.take<W>((kKeyChunk + kPanel<W>)*kMaxHeadDim);
-  W* const v = memory.take<W>(kKeyChunk * kMaxHeadDim);
-  W* const v_panels = memory.take<W>((kKeyChunk + kPanel<W>)*kMaxHeadDim);
-  W* const grad_k = memory.take<W>(kKeyChunk * kMaxHeadDim);
-  W* const grad_v = memory.take<W>(kKeyChunk * kMaxHeadDim);
-  W* const p = memory.take<W>(kBackwardQueryBlock * kKeyChunk);
-  W* const ds = memory.take<W>(kBackwardQueryBlock * kKeyChunk);
+  auto* const query_rows = memory.take<int64_t>(most_queries);
+  auto* const key_rows = memory.take<int64_t>(most_keys);
+  auto* const list = memory.take<const W*>(most_keys);
+  W* const lse = memory.take<W>(most_queries);
+  W* const delta = memory.take<W>(most_queries);
+  W* const q = memory.take<W>(most_queries * columns);
+  W* const grad_out = memory.take<W>(most_queries * columns);
+  W* const k = memory.take<W>(most_keys * columns);
+  W* const k_panels = memory.take<W>((most_keys + kPanel<W>)*n);
+  W* const v_panels = memory.take<W>((most_keys + kPanel<W>)*n);
+  W* const p = memory.take<W>(kBackwardQueryBlock * round_up(most_keys, kLanes<W>));
+  W* const ds = memory.take<W>(kBackwardQueryBlock * round_up(most_keys, kLanes<W>));
+  W* const grad_k = memory.take<W>(most_keys * columns);
+  W* const grad_v = memory.take<W>(most_keys * columns);
   W* const grad_q = memory.take<W>((end_query - first_query) * columns);
+  W* const v = memory.take<W>(plain_values ? 0 : most_keys * n);
 
   const Preparation<W> query_how = query_preparation(in, head), key_how = key_preparation(in, head);
   const W* const lse_of_head = task.lse + head * in.queries.total;
@@ -461,16 +513,25 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
       W* const to = k + j * columns;
       prepare_row(head_row(in.k, key_rows[j], head), to, key_how, key_rows[j]);
       for (int64_t d = n; d < columns; ++d) to[d] = 0;
-      widen_row(head_row(in.v, key_rows[j], head), v + j * n, n);
     }
-    pack_transposed(k, columns, keys, n, k_panels);
-    pack_transposed(v, n, keys, n, v_panels);
+    list_rows<W>(k, columns, keys, list);
+    pack_transposed(list, keys, n, k_panels);
+    list_rows<W>(v, n, keys, list);
+    for (int64_t j = 0; j < keys; ++j) {
+      const T* const from = head_row(in.v, key_rows[j], head);
+      if (plain_values)
+        list[j] = reinterpret_cast<const W*>(from);
+      else
+        widen_row(from, v + j * n, n);
+    }
+    pack_transposed(list, keys, n, v_panels);
     for (int64_t i = 0; i < keys * columns; ++i) grad_k[i] = 0;
     for (int64_t i = 0; i < keys * columns; ++i) grad_v[i] = 0;
 
     for (int32_t begin_q = first_query; begin_q < end_query; begin_q += kQueryChunk) {
       const int32_t end_q = end_query - begin_q < kQueryChunk ? end_query : begin_q + kQueryChunk;
       const int64_t queries = end_q - begin_q;
+      const bool fetch = begin == first_key && begin_q == first_query;
       rows_of(in.queries, sequence, begin_q, end_q, query_rows);
       for (int64_t i = 0; i < queries; ++i) {
         const int64_t row = query_rows[i];
@@ -488,6 +549,19 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
       for (int64_t i = 0; i < queries; i += kBackwardQueryBlock) {
         const int64_t rows = smaller(kBackwardQueryBlock, queries - i);
         const W *const q_rows = q + i * columns, *const g_rows = grad_out + i * columns;
+        if (fetch) {
+          const int64_t from = i * keys / queries, to = (i + rows) * keys / queries;
+          fetch_rows<true>(task.grad_q, query_rows, i, i + rows, head, n);
+          fetch_rows<true>(task.grad_k, key_rows, from, to, head, n);
+          fetch_rows<true>(task.grad_v, key_rows, from, to, head, n);
+          if (head + 1 < in.num_heads) {
+            fetch_rows<false>(in.q, query_rows, i, i + rows, head + 1, n);
+            fetch_rows<false>(task.grad_out, query_rows, i, i + rows, head + 1, n);
+            fetch_rows<false>(task.out, query_rows, i, i + rows, head + 1, n);
+            fetch_rows<false>(in.k, key_rows, from, to, head + 1, n);
+            fetch_rows<false>(in.v, key_rows, from, to, head + 1, n);
+          }
+        }
         product<W>(rows, ld, n, q_rows, columns, 1, k_panels, kPanel<W>, kPanel<W> * n, p, ld,
                    false);
         product<W>(rows, ld, n, g_rows, columns, 1, v_panels, kPanel<W>, kPanel<W> * n, ds, ld,

@@ -92,6 +92,12 @@ def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     encode.add_argument(
         "--half", action="store_true", help="write latents in half precision; codes are what they are"
     )
+    encode.add_argument(
+        "--resolution",
+        type=_at_least(4),
+        metavar="R",
+        help="of triposf, voxels of the surface along an axis; default: the model's, 1024 as published",
+    )
     _add_encoding(encode)
 
 
@@ -118,6 +124,7 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="S",
         help="of codes the first S scales alone, a coarser shape; the file may end behind them",
     )
+    _add_weights(decode)
     _add_resolution(decode)
 
 
@@ -465,6 +472,7 @@ def _add_encoding(command: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"{_MODEL}; default: the first shipped of dora-tiny, vecset-tiny",
     )
+    _add_weights(command)
     command.add_argument(
         "--tokens",
         type=_at_least(1),
@@ -483,15 +491,39 @@ def _add_resolution(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resolution",
         type=_at_least(8),
-        default=128,
         metavar="R",
-        help="points of the extraction lattice along an axis; default: 128",
+        help="points of the extraction lattice along an axis, default: 128; of triposf, voxels of the "
+        "surface along an axis, default: the model's, 1024 as published",
     )
     command.add_argument(
         "--surface",
         default="marching_cubes",
         choices=("marching_cubes", "dual_marching_cubes"),
         help="how the surface is made of them; default: marching_cubes",
+    )
+    command.add_argument(
+        "--prune",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="of triposf, leave out the voxels that it says have no surface; open surfaces need it",
+    )
+    command.add_argument(
+        "--memory",
+        type=_size,
+        metavar="SIZE",
+        help="of triposf, what a chunk of its decoder may take, e.g. 4GB; smaller chunks change the result "
+        "a little; default: its official chunks",
+    )
+
+
+def _add_weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an official checkpoint, with its family as MODEL: vecset, dora, lagem, triposf; or structure, "
+        "with two of them, the encoder's and the decoder's",
     )
 
 

@@ -27,12 +27,23 @@ def run(options: argparse.Namespace) -> int:
         find=find_latents,
     )
     load = lru_cache(1)(load_model)
+    weights = tuple(options.weights)
 
     def decode(item: Planned) -> str:
         encoded = load_latents(item.source, scales=options.scales)
-        model = load(options.model) if options.model else _maker(encoded, item, load)
+        if options.model or weights:
+            model = load(options.model, weights)
+        else:
+            model = _maker(encoded, item, load)
         try:
-            mesh = decode_latents(encoded, model, resolution=options.resolution, surface=options.surface)
+            mesh = decode_latents(
+                encoded,
+                model,
+                resolution=options.resolution,
+                surface=options.surface,
+                prune=options.prune,
+                memory=options.memory,
+            )
         except LatentsError as error:
             raise LatentsError(f"{item.source}: {error}") from None
         save(mesh, item.output)
@@ -48,5 +59,5 @@ def _maker(encoded: Encoded, item: Planned, load: object) -> Autoencoder:
     except CheckpointError as error:
         raise CommandError(
             f"{item.source}: made by {encoded.weights} ({encoded.model}), which is not to be found here; "
-            f"say where it is: -m MODEL ({error})"
+            f"say where it is: -m MODEL, or -m FAMILY --weights FILE ({error})"
         ) from None

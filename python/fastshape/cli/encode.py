@@ -22,12 +22,7 @@ def run(options: argparse.Namespace) -> int:
     work = plan(
         options.input, Path(options.output), kinds=(SUFFIX,), result=lambda path: f"{path.stem}{SUFFIX}"
     )
-    name = options.model or default_model()
-    if name is None:
-        raise CommandError(
-            "no weights are shipped with this installation: give -m MODEL, a folder or a hub id"
-        )
-    model = load_model(name)
+    model = load_model(options.model or (None if options.weights else default_model()), options.weights)
     try:
         token_counts(model, options.tokens)
     except ValueError as error:
@@ -38,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
         encoded = encode_mesh(
             load(item.source),
             model,
+            resolution=options.resolution,
             num_tokens=options.tokens,
             sample_posterior=options.sample,
             seed=options.seed,

@@ -14,11 +14,12 @@ from rich.table import Table
 
 from fastshape import _C, __version__, models
 from fastshape.cli.models import default_model, num_parameters, taken
-from fastshape.geometry import load, shapes
+from fastshape.geometry import PrepareSpec, load, shapes
 from fastshape.geometry.formats import READERS
-from fastshape.models import Autoencoder, NextScaleTransformer, SparseStructureVAE
+from fastshape.models import Autoencoder, NextScaleTransformer, SparseStructureVAE, TripoSFVAE
 from fastshape.pipelines import load_latents, preparation_of
 from fastshape.pipelines.shape_file import SUFFIX
+from fastshape.pipelines.sparse_inputs import NUM_POINTS
 from fastshape.pipelines.structure import structure_preparation
 from fastshape.train import recipes
 
@@ -94,10 +95,15 @@ def facts() -> dict[str, str]:
 
 def model_facts(model: Autoencoder) -> dict[str, str]:
     """Trained weights: what they are, and what a user must know of them."""
-    metadata = model.metadata
+    metadata, size = model.metadata, getattr(model.config, "resolution", None)
     if isinstance(model, SparseStructureVAE):
-        spec, size = structure_preparation(model), model.config.resolution
+        spec = structure_preparation(model)
         inputs = f"the voxels that the surface touches, {size} along an axis"
+    elif isinstance(model, TripoSFVAE):
+        spec = PrepareSpec(normalization="box", extent=model.bounds)
+        inputs = (
+            f"{NUM_POINTS:,} points on the surface, with normals, and the voxels at it, {size} along an axis"
+        )
     else:
         spec = preparation_of(model)
         inputs = " and ".join(_CLOUDS[name].format(f"{model.config.num_inputs:,}") for name in model.inputs)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from fastshape import models
+from fastshape.cli.app import CommandError
 from fastshape.models import (
     Autoencoder,
     CheckpointError,
@@ -18,6 +20,7 @@ from fastshape.models import (
     PreparationWarning,
     PretrainedModel,
     SparseStructureVAE,
+    TripoSFVAE,
 )
 
 PREFERRED = ("dora-tiny", "vecset-tiny")  # where no --model is given, and they are shipped
@@ -29,13 +32,30 @@ def default_model() -> str | None:
     return next((name for name in (*PREFERRED, *names) if name in names), None)
 
 
-def load_model(name: str) -> Autoencoder:
+def load_model(name: str | None, weights: Sequence[str] = ()) -> Autoencoder:
     """Weights by a shipped name, a folder or a hub id, on the GPU if torch has one.
 
+    Args:
+        name: of the weights; with `weights` a family of `models.OFFICIAL`.
+        weights: files of an official checkpoint.
+
     Raises:
+        CommandError: `weights` without a family, or a family without them.
         CheckpointError: nothing of that name, not to be loaded, or a model that no command takes.
     """
-    return taken(models.load(name, device="cuda" if torch.cuda.is_available() else "cpu"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    families = ", ".join(models.OFFICIAL)
+    if weights:
+        if name is None:
+            raise CommandError(f"--weights {weights[0]}: say of which family: -m with one of {families}")
+        return models.load_official(name, weights, device=device)
+    if name is None:
+        raise CommandError(
+            "no weights are shipped with this installation: give -m MODEL, a folder or a hub id"
+        )
+    if name in models.OFFICIAL and not Path(name).is_dir():
+        raise CommandError(f"-m {name} is a family: give its official checkpoint too, --weights FILE")
+    return taken(models.load(name, device=device))
 
 
 def taken(model: PretrainedModel) -> Autoencoder:
@@ -46,7 +66,7 @@ def taken(model: PretrainedModel) -> Autoencoder:
     """
     if isinstance(model, NextScaleTransformer):
         raise CheckpointError(f"{model.title} is a generator: see `fastshape generate`")
-    if not isinstance(model, FieldAutoencoder | SparseStructureVAE):
+    if not isinstance(model, FieldAutoencoder | SparseStructureVAE | TripoSFVAE):
         raise CheckpointError(
             f"{model.title} is a {type(model).__name__}, which the commands do not take yet"
         )

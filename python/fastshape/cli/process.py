@@ -48,6 +48,8 @@ def process(jobs: Sequence[Job], options: argparse.Namespace, *, folder: Path | 
         surface=options.surface,
         num_tokens=options.tokens,
         sample_posterior=options.sample,
+        prune=options.prune,
+        memory=options.memory,
         seed=options.seed,
         picture_size=480 if folder is None else 300,
     )
@@ -85,8 +87,10 @@ def _choose(
     """
     if options.fit and options.model:
         raise CommandError("--fit trains a model, --model takes one: give one of the two")
-    name = None if options.fit else options.model or default_model()
-    if name is None:
+    if options.fit and options.weights:
+        raise CommandError("--fit trains a model, --weights gives one: give one of the two")
+    name = None if options.fit else options.model or (None if options.weights else default_model())
+    if name is None and not options.weights:
         from fastshape.cli.overfit import RECIPE, Overfit  # torch's training part only where it is needed
 
         if not options.fit:
@@ -107,7 +111,7 @@ def _choose(
         raise CommandError(f"--resume {options.resume}: a folder is for --fit; else --resume takes no value")
     if options.resume and folder is None:
         raise CommandError("--resume is for a folder or several inputs, or for --fit")
-    model = load_model(name)
+    model = load_model(name, options.weights)
     try:
         token_counts(model, options.tokens)
     except ValueError as error:
@@ -185,9 +189,9 @@ def _say_notes(record: Record, console: Console) -> None:
 def _settings_line(settings: ReconstructSettings) -> str:
     tokens = "the model's own number of" if settings.num_tokens is None else f"{settings.num_tokens}"
     latents = "a draw from" if settings.sample_posterior else "the mode of"
+    size = f"resolution {settings.resolution}" if settings.resolution else "the model's own resolution"
     return (
-        f"{tokens} tokens, {latents} the posterior; a lattice of {settings.resolution} points along an axis, "
-        f"{settings.surface.replace('_', ' ')}; "
+        f"{tokens} tokens, {latents} the posterior; {size}, {settings.surface.replace('_', ' ')}; "
         f"{settings.num_samples:,} points per surface in the comparison; seed {settings.seed}"
     )
 

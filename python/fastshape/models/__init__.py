@@ -20,7 +20,16 @@ from fastshape.models.pretrained import (
     PreparationWarning,
     PretrainedModel,
 )
-from fastshape.models.registry import GENERATORS, MODELS, VOXEL_MODELS, Autoencoder, load, shipped
+from fastshape.models.registry import (
+    GENERATORS,
+    MODELS,
+    OFFICIAL,
+    VOXEL_MODELS,
+    Autoencoder,
+    load,
+    load_official,
+    shipped,
+)
 from fastshape.models.slat import SLatConfig, SLatVAE
 from fastshape.models.structure import SparseStructureConfig, SparseStructureVAE, StructureOutput
 from fastshape.models.token_sampling import Sampling
@@ -31,6 +40,7 @@ from fastshape.models.vecset import VecSetConfig, VecSetVAE
 __all__ = [
     "GENERATORS",
     "MODELS",
+    "OFFICIAL",
     "VAT",
     "VOXEL_MODELS",
     "Autoencoder",
@@ -64,5 +74,6 @@ __all__ = [
     "VecSetConfig",
     "VecSetVAE",
     "load",
+    "load_official",
     "shipped",
 ]

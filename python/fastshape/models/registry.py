@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 
@@ -36,7 +36,7 @@ MODELS: Mapping[str, type[FieldAutoencoder]] = MappingProxyType(
 )
 """The autoencoders of fields."""
 
-Autoencoder = FieldAutoencoder | SparseStructureVAE
+Autoencoder = FieldAutoencoder | SparseStructureVAE | TripoSFVAE
 """What the pipelines take from a mesh to a mesh."""
 
 VOXEL_MODELS: Mapping[str, type[PretrainedModel]] = MappingProxyType(
@@ -48,6 +48,17 @@ GENERATORS: Mapping[str, type[PretrainedModel]] = MappingProxyType(
     {model.__name__: model for model in (NextScaleTransformer,)}
 )
 """The models of tokens, which a tokenizer makes."""
+
+OFFICIAL: Mapping[str, tuple[type[Autoencoder], int]] = MappingProxyType(
+    {
+        "vecset": (VecSetVAE, 1),
+        "dora": (DoraVAE, 1),
+        "lagem": (LaGeM, 1),
+        "structure": (SparseStructureVAE, 2),
+        "triposf": (TripoSFVAE, 1),
+    }
+)
+"""The families that `load_official` takes, and the files that a model of each is in."""
 
 WEIGHTS_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
@@ -114,3 +125,28 @@ def load(
     model = known[written].from_pretrained(place, device=device, revision=revision)
     model.origin = name
     return model
+
+
+def load_official(
+    family: str, files: Sequence[str | os.PathLike[str]], *, device: str | torch.device = "cpu"
+) -> Autoencoder:
+    """Loads a checkpoint of an official repository, in evaluation mode.
+
+    Args:
+        family: a name in `OFFICIAL`.
+        files: the checkpoint; of "structure" the encoder's, then the decoder's.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: no such family, another number of files, or a file that cannot be loaded.
+    """
+    if family not in OFFICIAL:
+        raise CheckpointError(f"there is no family {family!r} of official checkpoints; {', '.join(OFFICIAL)}")
+    kind, count = OFFICIAL[family]
+    if len(files) != count:
+        wanted = "one file" if count == 1 else "two files, the encoder's and the decoder's"
+        raise CheckpointError(f"a checkpoint of {family} is {wanted}, got {len(files)}")
+    from_official: Any = kind.from_official  # type: ignore[union-attr]
+    model: Autoencoder = from_official(*files)
+    model.origin = os.fspath(files[0])
+    return model.to(device)

@@ -18,7 +18,10 @@ code's, with voxels that are there twice along their borders; "exact" keeps each
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -279,6 +282,15 @@ class TripoSFVAE(PretrainedModel):
         self.encoder = SparseLatentEncoder(config)
         self.decoder = SparseFlexDecoder(config)
 
+    def at_resolution(self, resolution: int) -> TripoSFVAE:
+        """The same model, with the same parameters in memory, for other latent voxels along an axis.
+
+        What `resolution` is must be an integer of at least 1, else ValueError.
+        """
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, resolution=resolution)
+        return other
+
     def point_features(self, points: Tensor | list[Tensor], voxels: Tensor) -> SparseTensor:
         """What the points say of their voxels.
 
@@ -343,6 +355,7 @@ class TripoSFVAE(PretrainedModel):
         prune: bool = False,
         merge: Merge = "exact",
         chunks: int | None = None,
+        memory: int | None = None,
     ) -> SparseTensor:
         """Latents to what `extract` takes, in chunks of bounded memory; without gradients.
 
@@ -352,7 +365,11 @@ class TripoSFVAE(PretrainedModel):
                 authors advise it for open surfaces.
             merge: "exact": each fine voxel once; "official": chunks keep three fine voxels more along each
                 axis, which are then there twice, as in the official code.
-            chunks: along an axis; None is the official code's: 4, or 8 for 150,000 voxels and more.
+            chunks: along an axis; None is the official code's: 4, or 8 for 150,000 voxels and more, or the
+                most below that which divides the resolution.
+            memory: bytes that the subdivision of a chunk may take; where the official number of chunks needs
+                more it is doubled until it does not. None: no limit. The transformer and what is returned,
+                224 bytes for each fine voxel, come on top.
 
         Returns:
             53 channels of each fine voxel: chunk after chunk of each item.
@@ -365,14 +382,28 @@ class TripoSFVAE(PretrainedModel):
         if merge not in ("official", "exact"):
             raise ValueError(f"`merge` must be 'official' or 'exact', got {merge!r}")
         tokens = self.decoder(latents)
-        return SparseTensor.cat([self._decode_item(item, prune, merge, chunks) for item in tokens])
+        return SparseTensor.cat([self._decode_item(item, prune, merge, chunks, memory) for item in tokens])
+
+    def _chunk_count(self, tokens: SparseTensor, chunks: int | None, memory: int | None) -> int:
+        """Chunks along an axis."""
+        size = self.config.resolution
+        count = chunks if chunks is not None else math.gcd(size, 4 if len(tokens) < _MANY else 8)
+        if count < 1 or size % count:
+            raise ValueError(f"`chunks` must divide the resolution of {size}, got {count}")
+        if memory is None or chunks is not None:
+            return count
+        most = memory // (_voxel_numbers(self.config) * tokens.dtype.itemsize)
+        while size % (2 * count) == 0 and size // count > _MARGIN:
+            parts = _chunks(tokens.coords[:, 1:], size, count)
+            if max((int(rows.sum()) for _, rows, _ in parts), default=0) <= most:
+                break
+            count *= 2
+        return count
 
     def _decode_item(
-        self, tokens: SparseTensor, prune: bool, merge: Merge, chunks: int | None
+        self, tokens: SparseTensor, prune: bool, merge: Merge, chunks: int | None, memory: int | None
     ) -> SparseTensor:
-        count = chunks if chunks is not None else (4 if len(tokens) < _MANY else 8)
-        if count < 1 or self.config.resolution % count:
-            raise ValueError(f"`chunks` must divide the resolution of {self.config.resolution}, got {count}")
+        count = self._chunk_count(tokens, chunks, memory)
         coords, feats = [], []
         for first, rows, end in _chunks(tokens.coords[:, 1:], self.config.resolution, count):
             part = tokens.select(rows)
@@ -441,6 +472,12 @@ class TripoSFVAE(PretrainedModel):
             raise ValueError(
                 f"`latents` must have {self.config.latent_channels} channels, got {latents.num_channels}"
             )
+
+
+def _voxel_numbers(config: TripoSFConfig) -> int:
+    """How many numbers the subdivision of one latent voxel holds at a time, without pruning."""
+    fine = config.dim // 4 + 6 * (config.dim // 8) + SHAPE_CHANNELS + 27  # the last: a row of neighbors
+    return _UPSAMPLING**3 * fine
 
 
 def _chunks(places: Tensor, resolution: int, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

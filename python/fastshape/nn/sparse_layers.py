@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastshape import ops
+from fastshape.nn.rows import by_rows
 from fastshape.nn.sparse_tensor import SparseTensor
 from fastshape.nn.volume import at_least_single
 
@@ -108,7 +109,7 @@ class SubdivideBlock(nn.Module):
         fine = fine.replace(fine.feats + ops.subdivide_features(self.skip(x.feats)))
         if self.pruning is None:
             return fine, None
-        logits = self.pruning(fine.feats).squeeze(1)
+        logits = by_rows(self.pruning, fine.feats).squeeze(1)
         return (fine.select(logits >= 0) if prune else fine), logits
 
 
@@ -161,10 +162,10 @@ class PointPool(nn.Module):
             (V, out_channels).
         """
         segments = ops.make_segments(rows.contiguous(), num_voxels)
-        hidden = self.blocks[0](self.fc_pos(torch.cat([places, points], 1)))
+        hidden = by_rows(lambda part: self.blocks[0](self.fc_pos(part)), torch.cat([places, points], 1))
         for block in self.blocks[1:]:
             pooled = ops.gather_segments(ops.segment_reduce(hidden, segments), segments)
-            hidden = block(torch.cat([hidden, pooled], 1))
+            hidden = by_rows(block, torch.cat([hidden, pooled], 1))
         return ops.segment_reduce(self.fc_c(hidden), segments)
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastshape import ops
+from fastshape.nn.rows import by_rows
 from fastshape.nn.sparse_tensor import SparseTensor
 from fastshape.nn.volume import at_least_single
 
@@ -202,7 +203,7 @@ class SparseFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, dim) -> (N, dim)."""
-        return self.mlp(x)
+        return by_rows(self.mlp, x)
 
 
 class SparseTransformerBlock(nn.Module):

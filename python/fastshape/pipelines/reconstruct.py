@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fastshape.geometry import Evaluation, Mesh, Normalization, SurfaceKind, evaluate
-from fastshape.models import VAT, Autoencoder, FieldAutoencoder, SparseStructureVAE
+from fastshape.models import VAT, Autoencoder, FieldAutoencoder, SparseStructureVAE, TripoSFVAE
 from fastshape.ops.tokens import Tokens
 from fastshape.pipelines.encode_inputs import encoder_inputs
 from fastshape.pipelines.latents import Encoded, LatentsError, short_frame
+from fastshape.pipelines.sparse_inputs import sparse_inputs
 from fastshape.pipelines.structure import (
     encode_structure,
     structure_inputs,
@@ -24,8 +25,17 @@ from fastshape.pipelines.structure import (
     tokens_to_volume,
     voxel_iou,
 )
+from fastshape.pipelines.triposf import (
+    SUBDIVISION,
+    at_surface_resolution,
+    encode_triposf,
+    sparse_latents,
+)
 
 OnStage = Callable[[str], None]
+
+LATTICE = 128
+"""Points along an axis of the lattice that the surface of a field is extracted from, by default."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +76,13 @@ def reconstruct(
     mesh: Mesh,
     model: Autoencoder,
     *,
-    resolution: int = 128,
+    resolution: int | None = None,
     surface: SurfaceKind = "marching_cubes",
     num_points: int | None = None,
     num_tokens: int | Sequence[int] | None = None,
     sample_posterior: bool = False,
+    prune: bool = True,
+    memory: int | None = None,
     seed: int = 0,
     metrics: bool = True,
     num_samples: int = 100_000,
@@ -83,9 +95,11 @@ def reconstruct(
     Args:
         mesh: any mesh with a surface; it need not be closed.
         model: a trained autoencoder, in evaluation mode; `models.load` loads one of any family.
-        resolution: points of the extraction lattice along an axis; a structure model has its own voxels.
-        surface: how it is made of them; see `geometry.extract_surface`.
+        resolution: points of the extraction lattice along an axis, by default `LATTICE`; of TripoSF voxels of
+            the surface, by default the model's own; a structure model has its own voxels.
+        surface: how it is made of the lattice; see `geometry.extract_surface`.
         num_points, num_tokens, sample_posterior: as in `encode_mesh`.
+        prune, memory: as in `decode_latents`.
         seed: of every draw.
         metrics: compare the result with the input.
         num_samples: points per surface of that comparison.
@@ -95,10 +109,10 @@ def reconstruct(
         ValueError: a mesh without surface, or (`NoSurfaceError`) a decoded field without one.
     """
     encoded, normalized, voxels = _encode(
-        mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage
+        mesh, model, resolution, num_points, num_tokens, sample_posterior, seed, on_stage
     )
     stages = _Stages(model, on_stage)
-    extracted, logits = _decode(encoded, model, resolution, surface, stages)
+    extracted, logits = _decode(encoded, model, resolution, surface, prune, memory, stages)
     evaluation = None
     if metrics:
         with stages("evaluate"):
@@ -121,6 +135,7 @@ def encode_mesh(
     mesh: Mesh,
     model: Autoencoder,
     *,
+    resolution: int | None = None,
     num_points: int | None = None,
     num_tokens: int | Sequence[int] | None = None,
     sample_posterior: bool = False,
@@ -133,9 +148,13 @@ def encode_mesh(
     Args:
         mesh: any mesh with a surface; it need not be closed.
         model: a trained autoencoder, in evaluation mode.
-        num_points: points to encode, of each cloud; None takes the model's `num_inputs`.
-        num_tokens: None takes the model's own number. Of a model with levels an integer is the number of the
-            finest, and the others follow in proportion; or a number for each level.
+        resolution: of TripoSF voxels of the surface along an axis, four times those of the latents; None is
+            the model's own. Of no account for others.
+        num_points: points to encode, of each cloud; None takes the model's `num_inputs`, or what
+            `sparse_inputs` draws.
+        num_tokens: None takes the model's own number; of TripoSF it follows from the mesh. Of a model with
+            levels an integer is the number of the finest, and the others follow in proportion; or a number
+            for each level.
         sample_posterior: draw the latents from the posterior, not its mode.
         quantize: of a model with a codebook the codes; False gives the latents that they are made of.
         seed: of the points, and of that draw.
@@ -145,7 +164,16 @@ def encode_mesh(
         ValueError: a mesh without surface, or a number of tokens that the model cannot have.
     """
     return _encode(
-        mesh, model, num_points, num_tokens, sample_posterior, seed, on_stage, quantize=quantize, check=True
+        mesh,
+        model,
+        resolution,
+        num_points,
+        num_tokens,
+        sample_posterior,
+        seed,
+        on_stage,
+        quantize=quantize,
+        check=True,
     )[0]
 
 
@@ -153,8 +181,10 @@ def decode_latents(
     encoded: Encoded,
     model: Autoencoder,
     *,
-    resolution: int = 128,
+    resolution: int | None = None,
     surface: SurfaceKind = "marching_cubes",
+    prune: bool = True,
+    memory: int | None = None,
     on_stage: OnStage | None = None,
 ) -> Mesh:
     """The surface that latents stand for, in the frame and unit of the mesh that they were made of.
@@ -162,21 +192,26 @@ def decode_latents(
     Args:
         encoded: of `encode_mesh` or `load_latents`.
         model: the one that made them.
-        resolution: points of the extraction lattice along an axis.
-        surface: how it is made of them; see `geometry.extract_surface`.
+        resolution: points of the extraction lattice along an axis, by default `LATTICE`. Voxels are those of
+            the latents.
+        surface: how it is made of the lattice; see `geometry.extract_surface`.
+        prune: of TripoSF: leave out what its decoder says has no surface, without which open surfaces become
+            closed. Its official code leaves this out unless it is asked for.
+        memory: of TripoSF: bytes that the subdivision of a chunk may take; see `TripoSFVAE.decode`.
         on_stage: called with the name of each stage as it begins.
 
     Raises:
-        LatentsError: another model; both are named.
+        LatentsError: another model, or other voxels than `resolution`; both are named.
         NoSurfaceError: the decoded field has no surface.
     """
     encoded.require(model)
-    mesh, _ = _decode(encoded, model, resolution, surface, _Stages(model, on_stage))
+    mesh, _ = _decode(encoded, model, resolution, surface, prune, memory, _Stages(model, on_stage))
     return encoded.normalization.undo_mesh(mesh)
 
 
 def token_counts(model: Autoencoder, num_tokens: int | Sequence[int] | None) -> Any:
-    """What `num_tokens` is to a model's `encode`: an integer, or for a model with levels one for each.
+    """What `num_tokens` is to a model's `encode`: an integer, for a model with levels one for each, and None
+    for one of sparse latents.
 
     Raises:
         ValueError: fewer tokens than a model can have, or not a number for each level.
@@ -186,6 +221,12 @@ def token_counts(model: Autoencoder, num_tokens: int | Sequence[int] | None) -> 
         if num_tokens not in (None, count):
             raise ValueError(f"`num_tokens` of {model.title} is always {count}, got {num_tokens}")
         return count
+    if isinstance(model, TripoSFVAE):
+        if num_tokens is not None:
+            raise ValueError(
+                f"`num_tokens` of {model.title} follows from the mesh, one for each voxel, got {num_tokens}"
+            )
+        return None
     own = model.config.num_latents
     if num_tokens is None:
         return own
@@ -230,6 +271,7 @@ def _device(model: Autoencoder) -> torch.device:
 def _encode(
     mesh: Mesh,
     model: Autoencoder,
+    resolution: int | None,
     num_points: int | None,
     num_tokens: int | Sequence[int] | None,
     sample_posterior: bool,
@@ -254,6 +296,19 @@ def _encode(
             _encoded(model, (tokens,), normalization, seed, sample_posterior, stages, check),
             normalized,
             voxels,
+        )
+    if isinstance(model, TripoSFVAE):
+        finer = at_surface_resolution(model, resolution)
+        with stages("sample"):
+            options = {} if num_points is None else {"num_points": num_points}
+            given = sparse_inputs(mesh, finer, generator=generator, **options)
+        with stages("encode"):
+            tokens, coords = encode_triposf(finer, given, sample_posterior, generator)
+        encoded = _encoded(model, (tokens,), given.normalization, seed, sample_posterior, stages, check)
+        return (
+            replace(encoded, coords=coords, resolution=finer.config.resolution),
+            given.mesh,
+            None,
         )
     with stages("sample"):
         inputs = encoder_inputs(mesh, model, num_points=num_points, generator=generator)
@@ -323,9 +378,28 @@ def _features(encoded: Encoded, model: FieldAutoencoder, device: torch.device) -
 
 @torch.no_grad()
 def _decode(
-    encoded: Encoded, model: Autoencoder, resolution: int, surface: SurfaceKind, stages: _Stages
+    encoded: Encoded,
+    model: Autoencoder,
+    resolution: int | None,
+    surface: SurfaceKind,
+    prune: bool,
+    memory: int | None,
+    stages: _Stages,
 ) -> tuple[Mesh, Tensor | None]:
     """The surface in the normalized frame, and of a structure model the logits of its voxels."""
+    if isinstance(model, TripoSFVAE):
+        latents = sparse_latents(encoded, stages.device)
+        assert encoded.resolution is not None
+        finer = model.at_resolution(encoded.resolution)
+        if resolution not in (None, SUBDIVISION * encoded.resolution):
+            raise LatentsError(
+                f"the latents are of a surface of {SUBDIVISION * encoded.resolution} voxels along an axis, "
+                f"got `resolution` {resolution}"
+            )
+        with stages("decode"):
+            fine = finer.decode(latents, prune=prune, memory=memory)
+        with stages("extract"):
+            return finer.extract(fine), None
     if isinstance(model, SparseStructureVAE):
         with stages("decode"):
             logits = model.decode(tokens_to_volume(encoded.latents[0].to(stages.device, torch.float32)))
@@ -334,4 +408,4 @@ def _decode(
     with stages("decode"):
         features = _features(encoded, model, stages.device)
     with stages("extract"):
-        return model.extract(features, resolution, surface=surface), None
+        return model.extract(features, LATTICE if resolution is None else resolution, surface=surface), None

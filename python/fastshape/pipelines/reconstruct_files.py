@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fastshape import __version__
 from fastshape.geometry import Mesh, SurfaceKind, compare_picture, load, save
 from fastshape.geometry.io import write_atomically
-from fastshape.models import Autoencoder, FieldAutoencoder, SparseStructureVAE
+from fastshape.models import Autoencoder, PretrainedModel
 from fastshape.pipelines.evaluate import to_json
 from fastshape.pipelines.inputs import source_digest
 from fastshape.pipelines.reconstruct import Reconstruction, reconstruct
@@ -47,14 +47,17 @@ class ReconstructSettings:
     """What decides the results of a run, besides meshes and weights.
 
     Attributes:
-        resolution, surface, num_tokens, sample_posterior, seed, num_samples: as in `reconstruct`.
+        resolution, surface, num_tokens, sample_posterior, prune, memory, seed, num_samples: as in
+            `reconstruct`.
         picture_size: height and width of a view in pixels.
     """
 
-    resolution: int = 128
+    resolution: int | None = None
     surface: SurfaceKind = "marching_cubes"
     num_tokens: int | None = None
     sample_posterior: bool = False
+    prune: bool = True
+    memory: int | None = None
     seed: int = 0
     num_samples: int = 100_000
     picture_size: int = 480
@@ -79,7 +82,8 @@ def reconstruct_file(job: Job, model: Autoencoder | ModelFor, settings: Reconstr
     mesh = load(job.source)
     seconds: dict[str, float] = {}
     begin = perf_counter()
-    if isinstance(model, FieldAutoencoder | SparseStructureVAE):
+    chosen: Any
+    if isinstance(model, PretrainedModel):
         chosen = model
     else:
         chosen = model(job, mesh)
@@ -91,6 +95,8 @@ def reconstruct_file(job: Job, model: Autoencoder | ModelFor, settings: Reconstr
         surface=settings.surface,
         num_tokens=settings.num_tokens,
         sample_posterior=settings.sample_posterior,
+        prune=settings.prune,
+        memory=settings.memory,
         seed=settings.seed,
         num_samples=settings.num_samples,
     )

@@ -11,7 +11,7 @@ from fastshape import ops
 from fastshape.geometry import Mesh, Normalization, normalize, sample_surface
 from fastshape.models import TripoSFVAE
 
-_NUM_POINTS = 819_200
+NUM_POINTS = 819_200
 _CLEARANCE = 1e-6  # from the cube's border
 
 
@@ -35,7 +35,7 @@ def sparse_inputs(
     mesh: Mesh,
     model: TripoSFVAE,
     *,
-    num_points: int = _NUM_POINTS,
+    num_points: int = NUM_POINTS,
     generator: torch.Generator | None = None,
 ) -> SparseInputs:
     """Normalizes a mesh, draws points of its surface, and finds the voxels around it.
