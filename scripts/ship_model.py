@@ -98,8 +98,8 @@ def reconstructed(mesh: Mesh, model: FieldAutoencoder, tokens: int) -> geometry.
 
 
 def token_numbers(model: FieldAutoencoder, wanted: list[int]) -> list[int]:
-    """The numbers of tokens to measure: of a VAT those of its first scales, from the fourth on."""
-    return list(accumulate(model.config.all_scales))[3:] if isinstance(model, VAT) else wanted
+    """The numbers of tokens to measure: of a VAT those of every third number of scales, and of all."""
+    return list(accumulate(model.config.all_scales))[::-3][::-1][1:] if isinstance(model, VAT) else wanted
 
 
 def measure(model: FieldAutoencoder, meshes: list[tuple[str, Mesh]], tokens: list[int]) -> dict[str, dict]:

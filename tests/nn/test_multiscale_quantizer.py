@@ -227,6 +227,8 @@ def test_unused_codes_come_to_life(ema):
     assert torch.equal(rows, dead.nonzero().flatten())
     assert model.codebook.abs().max() < 10
     assert not model.unused().any()
+    torch.testing.assert_close(model.usage.sum(1), torch.ones(4))
+    assert (model.report().perplexity <= 32).all()
     after = model.quantize(z)
     assert (after.counts[:, 10:].sum(0) > 0).float().mean() > 0.9
     assert after.loss < found.loss

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import ball, run, same, small_config
+from test_vat_training import MODEL as CODED
 
 from fastshape.models import MODELS, load
 from fastshape.train.loop import MODEL_DIRECTORY
@@ -39,6 +40,16 @@ CONFIGS = {
         gradient_clip=0.5,
         ema_decay=0.9,
         checkpoint_every=5,
+    ),
+    "vat": small_config(
+        batch_size=4,
+        steps=12,
+        kl_weight=1e-4,
+        initialization="kernel",
+        continuous_share=0.5,
+        revive_every=100,  # a process knows residuals of its own only
+        ema_decay=0.9,
+        model=dataclasses.replace(CODED, point_features=0, output="occupancy", ema=True),
     ),
     "dropped": small_config(batch_size=4, steps=12, micro_batch_size=1, checkpoint_every=5),
 }
@@ -72,6 +83,16 @@ def test_two_processes_train_as_one(tmp_path):
     fresh = MODELS["VecSetVAE"](one.config)
     assert distance(one, fresh) > 0.1  # it moved
     assert distance(one, two) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_codebook(tmp_path):
+    """Through k-means and running means. A token between two codes may take either."""
+    assert torchrun(tmp_path / "two", "vat") == 0
+    two, one = load(tmp_path / "two" / MODEL_DIRECTORY), run(CONFIGS["vat"], SHAPES)
+    for name in ("cluster_size", "codebook"):
+        mine, theirs = (getattr(model.quantizer, name) for model in (one, two))
+        assert (mine - theirs).abs().max() < 0.1 * mine.abs().max()
 
 
 @pytest.mark.slow

@@ -365,6 +365,7 @@ class MultiscaleQuantizer(nn.Module):
             codes = codes + noise * pool.std() * torch.randn(codes.shape, generator=generator).to(codes)
             self.codebook[rows] = codes.to(self.codebook.dtype)
             self.usage[:, rows] = 1.0 / self.num_codes  # a chance
+            self.usage /= self.usage.sum(1, keepdim=True)
             if self.ema:
                 self.cluster_size[rows] = self.cluster_size.mean()
                 self.code_sum[rows] = self.codebook[rows] * self.cluster_size[rows, None]
@@ -372,7 +373,7 @@ class MultiscaleQuantizer(nn.Module):
 
     def report(self) -> CodeUsage:
         """How much of the codebook each scale uses."""
-        usage = self.usage.float()
+        usage = self.usage.float() / self.usage.float().sum(1, keepdim=True)
         entropy = -torch.special.xlogy(usage, usage).sum(1)
         share = (usage >= 0.08 / self.num_codes).float().mean(1)
         return CodeUsage(share, entropy.exp(), int(self.unused().sum()))

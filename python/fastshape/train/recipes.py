@@ -153,9 +153,9 @@ def vat_tiny() -> TrainConfig:
         ),
         **{
             **_TINY,
-            "steps": 3000,
+            "steps": 3850,
             "batch_size": 4,
-            "continuous_share": 0.6,
+            "continuous_share": 0.47,
             "revive_every": 100,
             "volume_queries": 512,
             "sharp_near_queries": 128,
