@@ -126,6 +126,10 @@ def test_the_histogram_is_a_density(tables, model, meshes, tmp_path):
     for name in rows[0]:
         if name != "value":
             assert sum(float(row[name]) for row in rows) * width == pytest.approx(1.0, abs=0.01), name
+    values = 2.0 + torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    found = tables.moments("a", "before", values)
+    for name, expected in (("mean", 2.0), ("deviation", 1.0), ("skewness", 0.0), ("excess_kurtosis", 0.0)):
+        assert found[name] == pytest.approx(expected, abs=0.05)
     assert (tmp_path / "histogram.png").is_file()
 
 
