@@ -181,7 +181,7 @@ def decoded(encoded: Encoded, model: VAT) -> Any:
     device = next(model.parameters()).device
     if encoded.codes is not None:
         return model.decode_tokens(encoded.codes.codes[None].to(device))
-    return model.decode(encoded.latents[0].float().to(device))
+    return model.decode(encoded.latents[0].float().to(device), quantize=False)
 
 
 def scores_of(
@@ -228,6 +228,12 @@ def of(lines: Sequence[Line], model: str, scales: int) -> list[Line]:
     return [line for line in lines if line.model == model and line.scales == scales]
 
 
+def label(model: str) -> str:
+    """A model in a word: the name of its folder, of its run where that is `model`."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
 def names(lines: Iterable[Line]) -> list[str]:
     """The models, in the order of their lines."""
     return list(dict.fromkeys(line.model for line in lines))
@@ -253,7 +259,7 @@ def curve_panels(lines: Sequence[Line]) -> list[Panel]:
         for model in names(lines):
             counts = sorted({line.scales for line in lines if line.model == model} - {0})
             groups = [of(lines, model, count) for count in counts]
-            series[Path(model).name] = [(mean(group, "bytes") or 0.0, mean(group, name)) for group in groups]
+            series[label(model)] = [(mean(group, "bytes") or 0.0, mean(group, name)) for group in groups]
         if hasattr(lines[0], f"{name}_floor"):
             places = [x for curve in series.values() for x, _ in curve]
             series["floor"] = [(x, mean(lines, f"{name}_floor")) for x in (min(places), max(places))]
@@ -363,7 +369,7 @@ def usage(options: argparse.Namespace, console: Console) -> None:
         Panel(
             title,
             {
-                Path(model).name: [(row["scale"], row[column]) for row in rows if row["model"] == model]
+                label(model): [(row["scale"], row[column]) for row in rows if row["model"] == model]
                 for model in dict.fromkeys(row["model"] for row in rows)
             },
         )
@@ -397,8 +403,8 @@ def histogram(options: argparse.Namespace, console: Console) -> None:
             before_and_after(mesh, model)
             for _, mesh in track(meshes, f"encoding for {name}", console=console)
         ]
-        for label, parts in zip(("before", "after"), zip(*pairs, strict=True), strict=True):
-            values[model.title, label] = torch.cat(parts).flatten()
+        for kind, parts in zip(("before", "after"), zip(*pairs, strict=True), strict=True):
+            values[model.title, kind] = torch.cat(parts).flatten()
     print_rows([moments(*key, found) for key, found in values.items()], console)
 
     reach = max(4.0, *(4.0 * float(found.std()) for found in values.values()))
@@ -406,15 +412,15 @@ def histogram(options: argparse.Namespace, console: Console) -> None:
     curves = {key: density(found, reach).tolist() for key, found in values.items()}
     normal = [math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in centers]
     rows = [{"value": x, "normal": y} for x, y in zip(centers, normal, strict=True)]
-    for (name, label), curve in curves.items():
+    for (name, kind), curve in curves.items():
         for row, y in zip(rows, curve, strict=True):
-            row[f"{name} {label}"] = y
+            row[f"{name} {kind}"] = y
     write_atomically(options.output.with_suffix(".csv"), csv_of(rows))
     panels = []
     for name in dict.fromkeys(name for name, _ in curves):
-        drawn = {label: curves[name, label] for label in ("before", "after")} | {"normal": normal}
-        series = {label: list(zip(centers, curve, strict=True)) for label, curve in drawn.items()}
-        panels.append(Panel(Path(name).name, series))
+        drawn = {kind: curves[name, kind] for kind in ("before", "after")} | {"normal": normal}
+        series = {kind: list(zip(centers, curve, strict=True)) for kind, curve in drawn.items()}
+        panels.append(Panel(label(name), series))
     title = f"Latents before and after quantization, {len(meshes)} shapes, beside the normal distribution"
     write_atomically(options.output.with_suffix(".png"), draw(panels, title, logarithmic=False))
 
@@ -424,12 +430,12 @@ def density(values: Tensor, reach: float) -> Tensor:
     return torch.histc(values.float(), BINS, -reach, reach) / (len(values) * 2 * reach / BINS)
 
 
-def moments(model: str, label: str, values: Tensor) -> dict[str, Any]:
+def moments(model: str, kind: str, values: Tensor) -> dict[str, Any]:
     """How far from normal some latents are."""
     standard = (values - values.mean()) / values.std()
     return {
         "model": model,
-        "latents": label,
+        "latents": kind,
         "mean": float(values.mean()),
         "deviation": float(values.std()),
         "skewness": float((standard**3).mean()),
@@ -448,12 +454,12 @@ def scales_row(path: Path, model: VAT, resolution: int, size: int) -> Tensor:
     columns = [(f"input\n{path.stat().st_size:,} B", mesh)]
     for scales in range(1, encoded.codes.num_scales + 1):
         part = encoded.coarser(scales)
-        label = f"{scales} scale{'s' * (scales > 1)}\n{len(pipelines.shape_bytes(part)):,} B"
+        words = f"{scales} scale{'s' * (scales > 1)}\n{len(pipelines.shape_bytes(part)):,} B"
         try:
-            columns.append((label, pipelines.decode_latents(part, model, resolution=resolution)))
+            columns.append((words, pipelines.decode_latents(part, model, resolution=resolution)))
         except geometry.NoSurfaceError:
             nothing = mesh.vertices[:1].expand(3, 3).contiguous()  # a face without area, which is not drawn
-            columns.append((f"{label}, no surface", Mesh(nothing, torch.arange(3)[None])))
+            columns.append((f"{words}, no surface", Mesh(nothing, torch.arange(3)[None])))
     return geometry.compare_picture(columns, size=size, views=((35.0, 20.0),), occlusion=8)
 
 
