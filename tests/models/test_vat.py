@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,7 +114,7 @@ def test_the_first_scales_are_a_coarser_shape():
     model.quantizer.start(z)  # codes that fit
     tokens = model.tokenize(points)
     errors = [(model.quantizer.decode(tokens, scales) - z).square().mean() for scales in (1, 2, 3, 4)]
-    assert all(fine < coarse for coarse, fine in zip(errors[:-1], errors[1:], strict=True))
+    assert all(fine < coarse for coarse, fine in itertools.pairwise(errors))
 
 
 @torch.no_grad()
@@ -279,7 +281,9 @@ def test_wrong_arguments():
         model.decode(torch.zeros(1, 15, 4))
     with pytest.raises(TypeError, match="`features` must be the 2 tensors of `decode`, got Tensor"):
         model.query(queries(), torch.zeros(2, 3, 4, 4, 4))
-    with pytest.raises(ValueError, match=r"`features` must have shapes \(B, 3, 4, n, n\), got \(2, 3, 5, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"`features` must have shapes \(B, 3, 4, n, n\), got \(2, 3, 5, 4, 4\)"
+    ):
         model.query(queries(), (torch.zeros(2, 3, 5, 4, 4),) * 2)
     with pytest.raises(ValueError, match="the model has no quantizer"):
         vat(quantize=False).tokenize(cloud())

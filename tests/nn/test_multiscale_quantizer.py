@@ -90,7 +90,9 @@ def test_golden(golden_folder, name):
     g = load_file(golden_folder / f"{name}.safetensors")
     config = json.loads((golden_folder / f"{name}.json").read_text())["config"]
     prefix = "state.quant_resi." + ("qresi_ls." if config["share_quant_resi"] else "")
-    weights = [g[f"{prefix}{i}.weight"] for i in range(sum(key.endswith("weight") for key in g if prefix in key))]
+    weights = [
+        g[f"{prefix}{i}.weight"] for i in range(sum(key.endswith("weight") for key in g if prefix in key))
+    ]
     codes, dim = g["state.embedding.weight"].shape
     model = MultiscaleQuantizer(
         codes,

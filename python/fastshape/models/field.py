@@ -118,7 +118,7 @@ class FieldAutoencoder(PretrainedModel):
     def _lattice_field(
         self, levels: Sequence[Tensor], resolution: int, chunk_size: int
     ) -> Callable[[Tensor], Tensor]:
-        """The field of one shape, points (P, 3) -> (P,), most of them on a lattice that may be made use of."""
+        """The field of one shape, points (P, 3) -> (P,), most of them points of a lattice."""
         context = self._prepare(levels)
         return lambda points: self._in_chunks(points[None], context, chunk_size)[0]
 

@@ -1,7 +1,7 @@
-"""VAT: a shape as tokens of scales, coarse to fine, that a next-scale model can say one scale after the other.
+"""VAT: a shape as tokens of scales, coarse to fine, which a next-scale model can say one after the other.
 
-Zhang et al.: "3D representation in 512-Byte: Variational tokenizer is the key for autoregressive 3D generation"
-(VAT), arXiv 2412.02202, section 3.2, algorithm 1 and the appendix.
+Zhang et al.: "3D representation in 512-Byte: Variational tokenizer is the key for autoregressive 3D
+generation" (VAT), arXiv 2412.02202, section 3.2, algorithm 1 and the appendix.
 
     points and normals (B, N, 6)   x = Linear([fourier(p), normal])                 (B, N, dim)
     encoder   q += cross(q, x); q += feed_forward(q)           L = 3 r^2 learned queries, (B, L, dim)
@@ -12,13 +12,14 @@ Zhang et al.: "3D representation in 512-Byte: Variational tokenizer is the key f
               three planes of r^2, convolved up to 2r, 4r, 8r: the mipmaps
     field     logit(p) = MLP(bilinear samples of all planes and mipmaps at p)       positive inside
 
-What the paper leaves open and is ours: the sizes of the Fourier features, convolutions and MLP; that the latents
-are told their places where the decoder reads them (attention alone does not see the order that the quantizer
-gives them); that the learned mask token, "spatially replicated", has a learned place for each texel. Its
-occupancy is clip(1/2 - sdf / 2s, 0, 1), with s = 1/128 in the unit cube: `truncation` is 1/64 in [-1, 1]^3.
+What the paper leaves open and is ours: the sizes of the Fourier features, convolutions and MLP; that the
+latents are told their places where the decoder reads them (attention alone does not see the order that the
+quantizer gives them); that the learned mask token, "spatially replicated", has a learned place for each
+texel. Its occupancy is clip(1/2 - sdf / 2s, 0, 1), with s = 1/128 in the unit cube: `truncation` is 1/64 in
+[-1, 1]^3.
 
-`quantize=False` is the first stage of its training, whose latents are not quantized. Tables 3 to 5 of the paper
-are `noise`, `scale_dropout` and `temperature`; `decoder`; `compression`.
+`quantize=False` is the first stage of its training, whose latents are not quantized. Tables 3 to 5 of the
+paper are `noise`, `scale_dropout` and `temperature`; `decoder`; `compression`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -153,7 +155,8 @@ class VATConfig(ModelConfig):
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.compression == "pooling" and self.num_latents > self.num_queries:
             raise ValueError(
-                f"`num_latents` must be at most the {self.num_queries} that are pooled, got {self.num_latents}"
+                f"`num_latents` must be at most the {self.num_queries} that are pooled, "
+                f"got {self.num_latents}"
             )
         if self.truncation <= 0:
             raise ValueError(f"`truncation` must be positive, got {self.truncation}")
@@ -290,9 +293,9 @@ class PlaneStage(nn.Module):
 class PlaneHead(nn.Module):
     """The field of three planes with mipmaps.
 
-    The MLP's first layer is linear in what is sampled, and sampling is linear in the planes: on a lattice of n
-    points an axis they become tables (3, n, n, mlp_dim) of its outputs, made once, of which a point adds three
-    rows. Equal up to rounding.
+    The MLP's first layer is linear in what is sampled, and sampling is linear in the planes: on a lattice of
+    n points an axis they become tables (3, n, n, mlp_dim) of its outputs, made once, of which a point adds
+    three rows. Equal up to rounding.
     """
 
     def __init__(self, config: VATConfig) -> None:
@@ -300,15 +303,14 @@ class PlaneHead(nn.Module):
         widths = (config.dim, *config.channels)
         self.size, self.plane_dim = config.plane_size, config.plane_dim
         self.stages = nn.ModuleList(
-            PlaneStage(before, after, config.plane_dim)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            PlaneStage(before, after, config.plane_dim) for before, after in pairwise(widths)
         )
         self.first = nn.Linear(3 * len(config.channels) * config.plane_dim, config.mlp_dim)
         self.second = nn.Linear(config.mlp_dim, config.mlp_dim)
         self.to_logits = nn.Linear(config.mlp_dim, 1)
 
     def planes(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x (B, 3 r^2, dim), plane by plane and row by row -> of each mipmap, the coarsest first, (B, 3, C, n, n).
+        """x (B, 3 r^2, dim), plane by plane and row by row -> each mipmap, coarsest first, (B, 3, C, n, n).
 
         A row runs along a plane's first axis.
         """
@@ -559,7 +561,9 @@ class VAT(FieldAutoencoder):
     def _levels(self, features: Any) -> tuple[Tensor, ...]:
         wanted = len(self.config.channels) if isinstance(self.head, PlaneHead) else 1
         if isinstance(features, Tensor) or not isinstance(features, Sequence) or len(features) != wanted:
-            raise TypeError(f"`features` must be the {wanted} tensors of `decode`, got {type(features).__name__}")
+            raise TypeError(
+                f"`features` must be the {wanted} tensors of `decode`, got {type(features).__name__}"
+            )
         if not isinstance(self.head, PlaneHead):
             require_tokens(features[0], "features", self.config.dim)
             return tuple(features)
@@ -592,7 +596,7 @@ class VAT(FieldAutoencoder):
         if not isinstance(self.head, PlaneHead) or size > _TABLE_BYTES:
             return plain
         tables = self.head.tables(levels, resolution, self.bounds)
-        context: Context = (*self._prepare(levels), (tables,))  # type: ignore[assignment]
+        context: Any = (*self._prepare(levels), (tables,))
 
         def field(points: Tensor) -> Tensor:
             places = _places(points, resolution, self.bounds)
@@ -610,7 +614,8 @@ class VAT(FieldAutoencoder):
         config = self.config
         if config.decoder == "cross":
             return super().query_bytes(config.num_queries, chunk_size=chunk_size)
-        per_point = 32 + 2 * self.head.first.in_features + 4 * config.mlp_dim  # type: ignore[union-attr]
+        samples = 3 * len(config.channels) * config.plane_dim
+        per_point = 32 + 2 * samples + 4 * config.mlp_dim
         return next(self.parameters()).element_size() * chunk_size * per_point
 
     def _query_width(self) -> tuple[int, int]:
@@ -618,7 +623,7 @@ class VAT(FieldAutoencoder):
 
 
 def _bilinear(planes: Tensor, places: Tensor) -> Tensor:
-    """planes (P, C, n, n) at places (P, H, W, 2) in [-1, 1] -> (P, C, H, W); beyond the border its last value."""
+    """planes (P, C, n, n) at places (P, H, W, 2) -> (P, C, H, W); beyond the border its last value."""
     return F.grid_sample(planes, places.to(planes.dtype), padding_mode="border", align_corners=False)
 
 

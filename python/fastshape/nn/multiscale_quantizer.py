@@ -8,8 +8,8 @@ and 2, and its released code for phi and the loss. The kernels are `ops.multisca
 `ops.multiscale_decode`.
 
 Neither paper says how the codebook begins, nor what becomes of codes that nothing takes: here it begins with
-the k-means of the residuals (`start`), and such codes become residuals of the day (`revive`). phi begins as the
-identity, so that what k-means found holds.
+the k-means of the residuals (`start`), and such codes become residuals of the day (`revive`). phi begins as
+the identity, so that what k-means found holds.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class MultiscaleQuantizer(nn.Module):
         dim: d of the vectors.
         scales: tokens L_s of each scale, coarse to fine; the last one is K.
         resample: how a scale's tokens come from the vectors and go back. "grid2d": the vectors are a square
-            grid, area means down, bicubic up (VAR). "linear1d": a line, means down, linear up. "query": learned
-            scores between the scale's queries and the vectors, softmax over either side (after G3PT's
-            cross-attention, but a function of the places alone).
+            grid, area means down, bicubic up (VAR). "linear1d": a line, means down, linear up. "query":
+            learned scores between the scale's queries and the vectors, softmax over either side (after
+            G3PT's cross-attention, but a function of the places alone).
         num_phis: convolutions that the scales share; 0: none.
         phi_ratio: how much of the convolution there is.
         commitment: weight of the commitment loss.
@@ -104,6 +104,8 @@ class MultiscaleQuantizer(nn.Module):
     phi_weight: nn.Parameter | None
     phi_bias: nn.Parameter | None
     usage: Tensor
+    cluster_size: Tensor
+    code_sum: Tensor
 
     def __init__(
         self,
@@ -242,14 +244,15 @@ class MultiscaleQuantizer(nn.Module):
             scale: counted from 0.
 
         Returns:
-            The sum with this scale (B, K, d); and what `scale_inputs` gives of the next scale (B, L_{scale+1},
-            d), without rows after the last one.
+            The sum with this scale (B, K, d); and what `scale_inputs` gives of the next scale
+            (B, L_{scale+1}, d), without rows after the last one.
         """
         if not 0 <= scale < len(self.scales):
             raise ValueError(f"`scale` must be in [0, {len(self.scales)}), got {scale}")
-        if codes.dim() != 2 or codes.shape[1] != self.scales[scale]:
+        wanted = self.scales[scale]
+        if codes.dim() != 2 or codes.shape[1] != wanted:
             raise ValueError(
-                f"`codes` must have shape (B, {self.scales[scale]}) for scale {scale}, got {tuple(codes.shape)}"
+                f"`codes` must have shape (B, {wanted}) for scale {scale}, got {tuple(codes.shape)}"
             )
         with torch.no_grad():
             book = self._codes()
@@ -278,9 +281,9 @@ class MultiscaleQuantizer(nn.Module):
     def start(self, z: Tensor, *, iterations: int = 10, generator: torch.Generator | None = None) -> None:
         """Begins the codebook with k-means of the residuals of all scales.
 
-        The first codes are chosen from the residuals that perfect codes would leave, from each scale as many as
-        from every other where it has them: the last one alone has nearly half of the tokens. Each iteration
-        quantizes as the quantizer does.
+        The first codes are chosen from the residuals that perfect codes would leave, from each scale as many
+        as from every other where it has them: the last one alone has nearly half of the tokens. Each
+        iteration quantizes as the quantizer does.
 
         Args:
             z: (N, K, d), the latents of some batches.
@@ -294,7 +297,9 @@ class MultiscaleQuantizer(nn.Module):
             tokens = self._nearest(z).codes
             means, counts = code_sums(self.residuals(z, tokens).contiguous(), tokens, self.num_codes)
             means /= counts[:, None].clamp_min(1).to(means.dtype)
-            self.codebook.copy_(torch.where(counts[:, None] > 0, means.to(self.codebook.dtype), self.codebook))
+            self.codebook.copy_(
+                torch.where(counts[:, None] > 0, means.to(self.codebook.dtype), self.codebook)
+            )
         found = self._nearest(z).counts
         assert found is not None
         counts = found.to(self.usage.dtype)
@@ -392,7 +397,8 @@ class MultiscaleQuantizer(nn.Module):
             "phi_ratio": self.phi_ratio,
         }
         if self.phi_weight is not None:
-            assert self.phi_bias is not None and self.phi_index is not None
+            assert self.phi_bias is not None
+            assert self.phi_index is not None
             options["phi"] = (self.phi_weight.to(like.dtype), self.phi_bias.to(like.dtype))
             options["phi_index"] = self.phi_index[begin:end]
         return options
@@ -429,7 +435,8 @@ class MultiscaleQuantizer(nn.Module):
             up_y, up_x = resampling.matrices(scale)[2:]
             up = torch.einsum("yi,xj,bijd->byxd", up_y, up_x, vectors.unflatten(1, (height, width)))
         if self.phi_weight is not None:
-            assert self.phi_bias is not None and self.phi_index is not None
+            assert self.phi_bias is not None
+            assert self.phi_index is not None
             phi = self.phi_index[scale]
             weight, bias = self.phi_weight[phi].to(up.dtype), self.phi_bias[phi].to(up.dtype)
             blurred = F.conv2d(up.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)

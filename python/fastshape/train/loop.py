@@ -61,7 +61,7 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def losses(values: Tensor, posterior: Any, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """The parts of a batch's loss: "loss", the weighted sum, then each kind of query, "kl", and a quantizer's.
+    """The parts of a batch's loss: "loss", the weighted sum, then each kind of query, "kl" and "vq".
 
     Args:
         values: (B, Q) of the model.
@@ -297,12 +297,11 @@ class _Run:
         self.codebook: CodebookCare | None = None
         if isinstance(config, TrainConfig) and isinstance(self.model, VAT) and self.model.config.quantize:
             begun = initial is not None and initial.config.quantize
-            self.codebook = CodebookCare(
-                self.model, self.average, self.optimizer, config, group, begun=begun
-            )
+            self.codebook = CodebookCare(self.model, self.average, self.optimizer, config, group, begun=begun)
         if config.compile:
             self.model.compile()
-        self.trained = group.wrap(self.model, unused=self.codebook is not None and config.continuous_share > 0)
+        staged = isinstance(config, TrainConfig) and config.continuous_share > 0
+        self.trained = group.wrap(self.model, unused=self.codebook is not None and staged)
         self.initial = initial
 
     @property
