@@ -29,6 +29,7 @@ import argparse
 import csv
 import dataclasses
 import io
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ def decoded(encoded: Encoded, model: VAT) -> Any:
     device = next(model.parameters()).device
     if encoded.codes is not None:
         return model.decode_tokens(encoded.codes.codes[None].to(device))
-    return model.decode(encoded.latents[0].float().to(device))
+    return model.decode(encoded.latents[0].float().to(device), quantize=False)
 
 
 def scores_of(
@@ -227,6 +228,12 @@ def of(lines: Sequence[Line], model: str, scales: int) -> list[Line]:
     return [line for line in lines if line.model == model and line.scales == scales]
 
 
+def label(model: str) -> str:
+    """A model in a word: the name of its folder, of its run where that is `model`."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
 def names(lines: Iterable[Line]) -> list[str]:
     """The models, in the order of their lines."""
     return list(dict.fromkeys(line.model for line in lines))
@@ -252,7 +259,7 @@ def curve_panels(lines: Sequence[Line]) -> list[Panel]:
         for model in names(lines):
             counts = sorted({line.scales for line in lines if line.model == model} - {0})
             groups = [of(lines, model, count) for count in counts]
-            series[Path(model).name] = [(mean(group, "bytes") or 0.0, mean(group, name)) for group in groups]
+            series[label(model)] = [(mean(group, "bytes") or 0.0, mean(group, name)) for group in groups]
         if hasattr(lines[0], f"{name}_floor"):
             places = [x for curve in series.values() for x, _ in curve]
             series["floor"] = [(x, mean(lines, f"{name}_floor")) for x in (min(places), max(places))]
@@ -362,7 +369,7 @@ def usage(options: argparse.Namespace, console: Console) -> None:
         Panel(
             title,
             {
-                Path(model).name: [(row["scale"], row[column]) for row in rows if row["model"] == model]
+                label(model): [(row["scale"], row[column]) for row in rows if row["model"] == model]
                 for model in dict.fromkeys(row["model"] for row in rows)
             },
         )
@@ -376,7 +383,6 @@ def usage(options: argparse.Namespace, console: Console) -> None:
 # ---- Latents before and after ------------------------------------------------------------------------------
 
 BINS = 121
-REACH = 4.0
 
 
 @torch.no_grad()
@@ -388,50 +394,53 @@ def before_and_after(mesh: Mesh, model: VAT) -> tuple[Tensor, Tensor]:
     return latents[0], model.quantizer.decode(tokens)[0].cpu()
 
 
-def density(values: Tensor) -> Tensor:
-    """(BINS,), of numbers in [-REACH, REACH]; what lies beyond counts in the sum alone."""
-    return torch.histc(values.float(), BINS, -REACH, REACH) / (len(values) * 2 * REACH / BINS)
-
-
 def histogram(options: argparse.Namespace, console: Console) -> None:
-    centers = (torch.arange(BINS) + 0.5) * (2 * REACH / BINS) - REACH
-    normal = torch.exp(-(centers**2) / 2) / (2 * torch.pi) ** 0.5
     meshes = closed(options.meshes, options.number)
-    rows, summary, panels = (
-        [{"value": float(x), "normal": float(y)} for x, y in zip(centers, normal, strict=True)],
-        [],
-        [],
-    )
+    values: dict[tuple[str, str], Tensor] = {}
     for name in options.models:
         model = models.load(name, kind=VAT, device=options.device)
         pairs = [
             before_and_after(mesh, model)
             for _, mesh in track(meshes, f"encoding for {name}", console=console)
         ]
-        series = {}
-        for label, parts in zip(("before", "after"), zip(*pairs, strict=True), strict=True):
-            values = torch.cat(parts).flatten()
-            series[label] = list(zip(centers.tolist(), density(values).tolist(), strict=True))
-            for row, (_, y) in zip(rows, series[label], strict=True):
-                row[f"{model.title} {label}"] = y
-            centered = (values - values.mean()) / values.std()
-            summary.append(
-                {
-                    "model": model.title,
-                    "latents": label,
-                    "mean": float(values.mean()),
-                    "deviation": float(values.std()),
-                    "skewness": float((centered**3).mean()),
-                    "excess_kurtosis": float((centered**4).mean() - 3.0),
-                }
-            )
-        series["normal"] = list(zip(centers.tolist(), normal.tolist(), strict=True))
-        panels.append(Panel(Path(model.title).name, series))
-    print_rows(summary, console)
+        for kind, parts in zip(("before", "after"), zip(*pairs, strict=True), strict=True):
+            values[model.title, kind] = torch.cat(parts).flatten()
+    print_rows([moments(*key, found) for key, found in values.items()], console)
+
+    reach = max(4.0, *(4.0 * float(found.std()) for found in values.values()))
+    centers = ((torch.arange(BINS) + 0.5) * (2 * reach / BINS) - reach).tolist()
+    curves = {key: density(found, reach).tolist() for key, found in values.items()}
+    normal = [math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in centers]
+    rows = [{"value": x, "normal": y} for x, y in zip(centers, normal, strict=True)]
+    for (name, kind), curve in curves.items():
+        for row, y in zip(rows, curve, strict=True):
+            row[f"{name} {kind}"] = y
     write_atomically(options.output.with_suffix(".csv"), csv_of(rows))
+    panels = []
+    for name in dict.fromkeys(name for name, _ in curves):
+        drawn = {kind: curves[name, kind] for kind in ("before", "after")} | {"normal": normal}
+        series = {kind: list(zip(centers, curve, strict=True)) for kind, curve in drawn.items()}
+        panels.append(Panel(label(name), series))
     title = f"Latents before and after quantization, {len(meshes)} shapes, beside the normal distribution"
-    picture = draw(panels, title, marks=[-4, -2, 0, 2, 4], logarithmic=False)
-    write_atomically(options.output.with_suffix(".png"), picture)
+    write_atomically(options.output.with_suffix(".png"), draw(panels, title, logarithmic=False))
+
+
+def density(values: Tensor, reach: float) -> Tensor:
+    """(BINS,), of numbers in [-reach, reach]; what lies beyond counts in the sum alone."""
+    return torch.histc(values.float(), BINS, -reach, reach) / (len(values) * 2 * reach / BINS)
+
+
+def moments(model: str, kind: str, values: Tensor) -> dict[str, Any]:
+    """How far from normal some latents are."""
+    standard = (values - values.mean()) / values.std()
+    return {
+        "model": model,
+        "latents": kind,
+        "mean": float(values.mean()),
+        "deviation": float(values.std()),
+        "skewness": float((standard**3).mean()),
+        "excess_kurtosis": float((standard**4).mean() - 3.0),
+    }
 
 
 # ---- Pictures of the first scales --------------------------------------------------------------------------
@@ -445,11 +454,12 @@ def scales_row(path: Path, model: VAT, resolution: int, size: int) -> Tensor:
     columns = [(f"input\n{path.stat().st_size:,} B", mesh)]
     for scales in range(1, encoded.codes.num_scales + 1):
         part = encoded.coarser(scales)
-        label = f"{scales} scale{'s' * (scales > 1)}\n{len(pipelines.shape_bytes(part)):,} B"
+        words = f"{scales} scale{'s' * (scales > 1)}\n{len(pipelines.shape_bytes(part)):,} B"
         try:
-            columns.append((label, pipelines.decode_latents(part, model, resolution=resolution)))
+            columns.append((words, pipelines.decode_latents(part, model, resolution=resolution)))
         except geometry.NoSurfaceError:
-            columns.append((f"{label}, no surface: the input again", mesh))
+            nothing = mesh.vertices[:1].expand(3, 3).contiguous()  # a face without area, which is not drawn
+            columns.append((f"{words}, no surface", Mesh(nothing, torch.arange(3)[None])))
     return geometry.compare_picture(columns, size=size, views=((35.0, 20.0),), occlusion=8)
 
 

@@ -100,6 +100,18 @@ def test_a_model_without_a_surface_has_no_distance(tables, model, meshes, tmp_pa
     assert line.chamfer_l1_floor > 0
 
 
+def test_latents_are_decoded_as_they_are(tables, model, meshes):
+    codes, latents = tables.encoded_twice(geometry.load(meshes / "torus.ply"), model)
+    exact = latents.latents[0].float()
+    assert torch.equal(tables.decoded(latents, model)[0], model.decode(exact, quantize=False)[0])
+    assert not torch.equal(tables.decoded(latents, model)[0], tables.decoded(codes, model)[0])
+    assert [tables.label(name) for name in ("vat-tiny", "runs/a/model", "model")] == [
+        "vat-tiny",
+        "a",
+        "model",
+    ]
+
+
 def test_scores_by_hand(tables, model):
     """A ball of radius 0.7, about, and points that are known to be in it or not."""
     points = torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [0, 0.9, 0], [0, 0, 1.0]])
@@ -126,6 +138,10 @@ def test_the_histogram_is_a_density(tables, model, meshes, tmp_path):
     for name in rows[0]:
         if name != "value":
             assert sum(float(row[name]) for row in rows) * width == pytest.approx(1.0, abs=0.01), name
+    values = 2.0 + torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    found = tables.moments("a", "before", values)
+    for name, expected in (("mean", 2.0), ("deviation", 1.0), ("skewness", 0.0), ("excess_kurtosis", 0.0)):
+        assert found[name] == pytest.approx(expected, abs=0.05)
     assert (tmp_path / "histogram.png").is_file()
 
 
