@@ -3,8 +3,8 @@
     python scripts/ship_model.py runs/dora dora-tiny MESHES --time "70 min on one core"
 
 MESHES is a folder of meshes that were never trained on. Only closed ones count; the scores are medians over
-them, by number of tokens, beside what two samples of the same mesh score (the floor) and what the ellipsoid
-that fits best reaches.
+them, by number of tokens (of a VAT: of its first scales), beside what two samples of the same mesh score (the
+floor) and what the ellipsoid that fits best reaches.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import statistics
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from rich.progress import track
 import fastshape
 from fastshape import geometry, models, pipelines
 from fastshape.geometry import Mesh
-from fastshape.models import FieldAutoencoder
+from fastshape.models import VAT, FieldAutoencoder
 
 WEIGHTS = Path(fastshape.__file__).parent / "weights"
 SOURCE = "trained by the authors of fastshape"
@@ -41,7 +42,8 @@ def closed_meshes(folder: Path, number: int) -> list[tuple[str, Mesh]]:
         edges = torch.cat([mesh.faces[:, [i, (i + 1) % 3]] for i in range(3)]).sort(1).values
         if bool((edges.unique(dim=0, return_counts=True)[1] == 2).all()):
             found.append((path.stem, mesh))
-    return [found[i * len(found) // number] for i in range(min(number, len(found)))]
+    count = min(number, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 def ellipsoid(mesh: Mesh) -> Mesh:
@@ -83,15 +85,30 @@ def _named(evaluation: geometry.Evaluation) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def reconstructed(mesh: Mesh, model: FieldAutoencoder, tokens: int) -> geometry.Evaluation:
+    """Of a mesh that went through that many tokens."""
+    if not isinstance(model, VAT):
+        result = pipelines.reconstruct(mesh, model, num_tokens=tokens)
+        assert result.evaluation is not None
+        return result.evaluation
+    inputs = pipelines.encoder_inputs(mesh, model, generator=torch.Generator().manual_seed(0))
+    features = model.decode_tokens(model.tokenize(*inputs.points)[:, :tokens].contiguous())
+    return geometry.evaluate(model.extract(features, 128), inputs.mesh, num_samples=100_000)
+
+
+def token_numbers(model: FieldAutoencoder, wanted: list[int]) -> list[int]:
+    """The numbers of tokens to measure: of a VAT those of its first scales, from the fourth on."""
+    return list(accumulate(model.config.all_scales))[3:] if isinstance(model, VAT) else wanted
+
+
 def measure(model: FieldAutoencoder, meshes: list[tuple[str, Mesh]], tokens: list[int]) -> dict[str, dict]:
     """Medians by number of tokens, of the floor and of the ellipsoid, and each shape's row."""
     rows: dict[str, list[dict[str, float]]] = {}
     for name, mesh in track(meshes, description="evaluating"):
-        for count in tokens:
+        for count in token_numbers(model, tokens):
             try:
-                result = pipelines.reconstruct(mesh, model, num_tokens=count)
-                assert result.evaluation is not None
-                scores = _named(result.evaluation)
+                scores = _named(reconstructed(mesh, model, count))
             except geometry.NoSurfaceError:
                 scores = {"IoU": 0.0, "near IoU": 0.0, "F@.02": 0.0, "CD-L1": 1.0, "normals": 0.0}
             rows.setdefault(str(count), []).append({"name": name, **scores})  # type: ignore[dict-item]
@@ -140,11 +157,12 @@ def card(model: FieldAutoencoder, run: Path, name: str, measured: dict[str, dict
         cells = [f"{medians[column]:.4f}" if column in medians else "-" for column in COLUMNS]
         words = {"ellipsoid": "(best ellipsoid)", "floor": "(sampling floor)"}
         lines.append(f"| {words.get(label, label)} | " + " | ".join(cells) + " |")
+    where = "" if isinstance(model, VAT) else " at 512 tokens"
     lines += [
         "",
         "## Its training",
         "",
-        "The loss, and the volume IoU of the held-out shapes at 512 tokens.",
+        f"The loss, and the volume IoU of the held-out shapes{where}.",
         "",
     ]
     curve = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

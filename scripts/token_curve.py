@@ -12,19 +12,17 @@ import argparse
 import csv
 import dataclasses
 import io
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from charts import Curve, Panel, draw
 
 from fastshape import geometry, models
 from fastshape.geometry.io import write_atomically
-from fastshape.geometry.optional import require
 from fastshape.models import FieldAutoencoder
 from fastshape.pipelines import encoder_inputs, reconstruct, token_counts
 from fastshape.runtime.memory import peak_of
@@ -146,26 +144,14 @@ def table(lines: Sequence[Line]) -> bytes:
 
 # ---- Drawing -----------------------------------------------------------------------------------------------
 
-PANEL = (420, 300)
-MARGIN = (64, 40, 24, 40)  # left, top, right, bottom of a panel
-SCALE = 2  # drawn larger and shrunk, which smooths the lines
-COLORS = ((31, 90, 160), (200, 80, 30), (60, 140, 70))
-INK, FAINT = (40, 40, 40), (225, 225, 225)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A chart over the number of tokens: name -> values, None where there is a gap; `floor` is dashed."""
-
-    title: str
-    series: dict[str, list[float | None]]
-    logarithmic: bool = False
-
 
 def panels(lines: Sequence[Line], counts: Sequence[int]) -> list[Panel]:
-    def column(name: str, scale: float = 1.0) -> list[float | None]:
+    def column(name: str, scale: float = 1.0) -> Curve:
         values = [mean(lines, count, name) for count in counts]
-        return [None if value is None else scale * value for value in values]
+        return [
+            (count, None if value is None else scale * value)
+            for count, value in zip(counts, values, strict=True)
+        ]
 
     return [
         Panel(
@@ -185,94 +171,9 @@ def panels(lines: Sequence[Line], counts: Sequence[int]) -> list[Panel]:
     ]
 
 
-class Chart:
-    """Draws panels side by side, three a row."""
-
-    def __init__(self, counts: Sequence[int], title: str, number: int) -> None:
-        self.image_module = require("PIL.Image", "image", "drawing a chart")
-        draw_module = require("PIL.ImageDraw", "image", "drawing a chart")
-        font_module = require("PIL.ImageFont", "image", "drawing a chart")
-        self.counts = counts
-        self.font = font_module.load_default(13 * SCALE)
-        width, height = 3 * PANEL[0], 36 + -(-number // 3) * PANEL[1]
-        self.picture = self.image_module.new("RGB", (width * SCALE, height * SCALE), (255, 255, 255))
-        self.pen = draw_module.Draw(self.picture)
-        self.text(MARGIN[0], 18, title, "lm")
-
-    def text(self, x: float, y: float, words: str, anchor: str, color: Any = INK) -> None:
-        self.pen.text((x * SCALE, y * SCALE), words, fill=color, font=self.font, anchor=anchor)
-
-    def line(self, ends: Sequence[tuple[float, float]], color: Any, width: float = 1.0) -> None:
-        self.pen.line([(x * SCALE, y * SCALE) for x, y in ends], fill=color, width=round(width * SCALE))
-
-    def panel(self, panel: Panel, number: int) -> None:
-        left, top = PANEL[0] * (number % 3) + MARGIN[0], 36 + PANEL[1] * (number // 3) + MARGIN[1]
-        right, bottom = left + PANEL[0] - MARGIN[0] - MARGIN[2], top + PANEL[1] - MARGIN[1] - MARGIN[3]
-        self.text(left, top - 26, panel.title, "lm")
-        known = [v for values in panel.series.values() for v in values if v is not None]
-        marks = ticks(min(known, default=0.0), max(known, default=1.0), panel.logarithmic)
-        convert = math.log if panel.logarithmic else float
-        low, high = convert(marks[0]), convert(marks[-1])
-
-        def across(index: int) -> float:
-            return left + (right - left) * index / max(len(self.counts) - 1, 1)
-
-        def up(value: float) -> float:
-            return bottom - (bottom - top) * (convert(value) - low) / (high - low)
-
-        for mark in marks:
-            self.line([(left, up(mark)), (right, up(mark))], FAINT)
-            self.text(left - 6, up(mark), f"{mark:.6g}", "rm")
-        for index, count in enumerate(self.counts):
-            self.line([(across(index), bottom), (across(index), bottom + 4)], INK)
-            self.text(across(index), bottom + 8, str(count), "mt")
-        self.line([(left, bottom), (right, bottom)], INK)
-        for place, (name, values) in enumerate(panel.series.items()):
-            points = [(across(i), up(v)) for i, v in enumerate(values) if v is not None]
-            self.series(points, COLORS[place], dashed=name == "floor")
-            if len(panel.series) > 1:
-                self.text(right - 108 * (len(panel.series) - 1 - place), top - 10, name, "rm", COLORS[place])
-
-    def series(self, points: Sequence[tuple[float, float]], color: Any, dashed: bool) -> None:
-        for (x0, y0), (x1, y1) in pairwise(points):
-            pieces = 10 if dashed else 1
-            for piece in range(0, pieces, 2):
-                ends = [piece / pieces, (piece + 1) / pieces]
-                self.line([(x0 + (x1 - x0) * t, y0 + (y1 - y0) * t) for t in ends], color, 2)
-        for x, y in points if not dashed else ():
-            box = [(x - 3) * SCALE, (y - 3) * SCALE, (x + 3) * SCALE, (y + 3) * SCALE]
-            self.pen.ellipse(box, fill=color)
-
-    def png(self) -> bytes:
-        size = (self.picture.width // SCALE, self.picture.height // SCALE)
-        buffer = io.BytesIO()
-        self.picture.resize(size, self.image_module.LANCZOS).save(buffer, format="PNG", optimize=True)
-        return buffer.getvalue()
-
-
-def ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    """Round numbers, ascending, the first not above `low` and the last not below `high`."""
-    if logarithmic:
-        low = max(low, 1e-9)
-        close = high < 1000 * low
-        steps = [m * 10.0**e for e in range(-10, 14) for m in ((1, 2, 5) if close else (1,))]
-        first = max(i for i, step in enumerate(steps) if step <= low * (1 + 1e-9))
-        last = min(i for i, step in enumerate(steps) if step >= high * (1 - 1e-9))
-        return steps[first : max(last, first + 1) + 1]
-    span = max(high - low, 0.1)  # shares: what is smaller is mostly the noise of sampling
-    power = 10.0 ** math.floor(math.log10(span))
-    step = next(m * power for m in (0.2, 0.5, 1, 2) if span / (m * power) <= 6)
-    first = math.floor(low / step + 1e-9)
-    return [index * step for index in range(first, math.ceil((low + span) / step - 1e-9) + 1)]
-
-
 def picture(lines: Sequence[Line], counts: Sequence[int], title: str) -> bytes:
     """All panels, as a PNG."""
-    drawn = panels(lines, counts)
-    chart = Chart(counts, title, len(drawn))
-    for number, panel in enumerate(drawn):
-        chart.panel(panel, number)
-    return chart.png()
+    return draw(panels(lines, counts), title, marks=counts)
 
 
 # ---- Command -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from fastshape.models import (
     DoraConfig,
     FieldAutoencoder,
     LaGeMConfig,
+    VATConfig,
     VecSetConfig,
 )
 from fastshape.pipelines import preparation_of
@@ -32,7 +33,22 @@ CONFIGS = {
         depths=(1, 1, 1),
         num_inputs=256,
     ),
+    "VAT": VATConfig(
+        dim=16,
+        heads=1,
+        encoder_depth=1,
+        depth=1,
+        num_latents=16,
+        latent_dim=4,
+        num_inputs=256,
+        plane_size=2,
+        channels=(8, 8),
+        plane_dim=4,
+        mlp_dim=8,
+        num_codes=32,
+    ),
 }
+ANY_COUNT = ("VecSetVAE", "DoraVAE", "LaGeM")  # families that encode to any number of tokens
 
 
 def tiny(family: str, seed: int = 0, **changes: object) -> FieldAutoencoder:

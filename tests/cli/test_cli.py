@@ -303,7 +303,7 @@ def test_a_difference_from_the_training_data_is_said_once(capsys, tmp_path, mesh
 @pytest.mark.parametrize("name", ["vecset-tiny", "dora-tiny", "lagem-tiny"])
 def test_encode_and_decode_are_reconstruct_to_the_last_bit(capsys, tmp_path, meshes, weights, name) -> None:
     common = ["-m", name, "--tokens", 8, "--seed", 5]
-    ring, latents = meshes / "ring.glb", tmp_path / "new" / "ring.safetensors"
+    ring, latents = meshes / "ring.glb", tmp_path / "new" / "ring.fsh"
     whole, parts = tmp_path / "whole.glb", tmp_path / "parts.glb"
     words = ["reconstruct", ring, "-o", whole, *common, "--resolution", 24, "--no-picture"]
     assert run_main(capsys, *words)[0] == 0
@@ -318,7 +318,7 @@ def test_encode_and_decode_are_reconstruct_to_the_last_bit(capsys, tmp_path, mes
 def test_both_make_dual_surfaces(capsys, tmp_path, meshes, weights) -> None:
     """Whose vertices lie in the cells and not on the lattice's edges."""
     common = ["-m", "dora-tiny", "--tokens", 8]
-    ring, latents = meshes / "ring.glb", tmp_path / "ring.safetensors"
+    ring, latents = meshes / "ring.glb", tmp_path / "ring.fsh"
     whole, parts, other = (tmp_path / f"{name}.glb" for name in ("whole", "parts", "other"))
     words = ["--resolution", 24, "--surface", "dual_marching_cubes"]
     code, _, err = run_main(capsys, "reconstruct", ring, "-o", whole, *common, *words, "--no-picture")
@@ -339,8 +339,8 @@ def test_folders_are_encoded_and_decoded(capsys, tmp_path, meshes, weights) -> N
     assert out.count(" tokens, ") == 2
     assert "broken.obj: expected triangles" in err
     assert "1 of 3 failed" in err
-    files = sorted(path.relative_to(latents).as_posix() for path in latents.rglob("*.safetensors"))
-    assert files == ["deeper/knot.safetensors", "ring.safetensors"]
+    files = sorted(path.relative_to(latents).as_posix() for path in latents.rglob("*.fsh"))
+    assert files == ["deeper/knot.fsh", "ring.fsh"]
     code, out, err = run_main(capsys, "decode", latents, "-o", results, "--resolution", 16)
     assert code == 0, err
     assert geometry.load(results / "deeper" / "knot.glb").num_faces > 0
@@ -350,24 +350,24 @@ def test_folders_are_encoded_and_decoded(capsys, tmp_path, meshes, weights) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["encode", "torus.ply", "-o", "out.npz"], "out.npz: expected a directory or one of .safetensors"),
-        (["encode", "none.ply", "-o", "out.safetensors"], "none.ply: no such file"),
-        (["encode", "torus.ply", "-o", "out.safetensors", "--tokens", "1"], "--tokens 1: `num_tokens` of"),
-        (["encode", "torus.ply", "-o", "out.safetensors", "-m", "none"], "none: no such folder"),
-        (["decode", "none.safetensors", "-o", "out.glb"], "none.safetensors: no such file of latents"),
+        (["encode", "torus.ply", "-o", "out.npz"], "out.npz: expected a directory or one of .fsh"),
+        (["encode", "none.ply", "-o", "out.fsh"], "none.ply: no such file"),
+        (["encode", "torus.ply", "-o", "out.fsh", "--tokens", "1"], "--tokens 1: `num_tokens` of"),
+        (["encode", "torus.ply", "-o", "out.fsh", "-m", "none"], "none: no such folder"),
+        (["decode", "none.fsh", "-o", "out.glb"], "none.fsh: no such file of latents"),
         (["decode", "torus.ply", "-o", "out.glb"], "torus.ply: expected latents"),
         (["decode", "empty", "-o", "out"], "empty: no latents in it"),
-        (["decode", "a.safetensors", "-o", "out.txt"], "out.txt: expected a directory or one of .obj"),
+        (["decode", "a.fsh", "-o", "out.txt"], "out.txt: expected a directory or one of .obj"),
         (
-            ["decode", "a.safetensors", "-o", "out.glb", "-m", "vecset-tiny"],
-            "a.safetensors: the latents were made by dora-tiny (DoraVAE), the model is vecset-tiny (Vec",
+            ["decode", "a.fsh", "-o", "out.glb", "-m", "vecset-tiny"],
+            "a.fsh: the latents were made by dora-tiny (DoraVAE), the model is vecset-tiny (Vec",
         ),
     ],
 )
 def test_latents_errors_are_one_line(capsys, tmp_path, torus, weights, monkeypatch, words, message) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    assert run_main(capsys, "encode", "torus.ply", "-o", "a.safetensors")[0] == 0
+    assert run_main(capsys, "encode", "torus.ply", "-o", "a.fsh")[0] == 0
     code, out, err = run_main(capsys, *words)
     assert (code, out) == (2, "")
     assert err.startswith("fastshape: ")
@@ -380,12 +380,12 @@ def test_latents_of_weights_that_are_gone(capsys, tmp_path, torus, weights, monk
     monkeypatch.chdir(tmp_path)
     model = tiny("VecSetVAE", seed=3)
     model.save_pretrained("mine")
-    assert run_main(capsys, "encode", "torus.ply", "-o", "a.safetensors", "-m", "mine")[0] == 0
+    assert run_main(capsys, "encode", "torus.ply", "-o", "a.fsh", "-m", "mine")[0] == 0
     Path("mine").rename("moved")
-    words = ["decode", "a.safetensors", "-o", "out.glb", "--resolution", 16]
+    words = ["decode", "a.fsh", "-o", "out.glb", "--resolution", 16]
     code, _, err = run_main(capsys, *words)
     assert code == 2
-    assert "a.safetensors: made by mine (VecSetVAE), which is not to be found here" in err
+    assert "a.fsh: made by mine (VecSetVAE), which is not to be found here" in err
     assert run_main(capsys, *words, "-m", "moved")[0] == 0  # the weights are what counts, not their place
     tiny("VecSetVAE", seed=4).save_pretrained("moved")
     code, _, err = run_main(capsys, *words, "-m", "moved")
@@ -417,7 +417,7 @@ def test_info_of_a_model(capsys, weights) -> None:
 
 
 def test_info_of_latents_and_meshes(capsys, tmp_path, meshes, weights) -> None:
-    path = tmp_path / "a.safetensors"
+    path = tmp_path / "a.fsh"
     run_main(capsys, "encode", meshes / "ring.glb", "-o", path, "-m", "lagem-tiny", "--seed", 9)
     code, out, _ = run_main(capsys, "info", path)
     assert code == 0
@@ -434,7 +434,7 @@ def test_info_of_latents_and_meshes(capsys, tmp_path, meshes, weights) -> None:
     [
         ("teapot", "teapot: no such folder, no hub id"),
         ("none.ply", "none.ply: no such file"),
-        ("none.safetensors", "none.safetensors: no such file of latents"),
+        ("none.fsh", "none.fsh: no such file of latents"),
         ("broken.obj", "broken.obj: expected triangles"),
         ("some.txt", "expected one of .obj"),
         (".", "config.json does not exist"),
@@ -464,7 +464,7 @@ def test_without_weights_a_model_is_trained(capsys, tmp_path, torus, ball, no_we
     assert sorted(entry.name for entry in output.parent.iterdir()) == ["out.obj", "out.run"]
     assert [entry.name for entry in (tmp_path / "new" / "out.run").iterdir()] == ["mine.txt"]
     assert "CD-L1" in out
-    code, _, err = run_main(capsys, "encode", torus, "-o", tmp_path / "a.safetensors")
+    code, _, err = run_main(capsys, "encode", torus, "-o", tmp_path / "a.fsh")
     assert code == 2
     assert "no weights are shipped with this installation: give -m MODEL" in err
 

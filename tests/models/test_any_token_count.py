@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import CONFIGS, tiny
+from tiny_models import ANY_COUNT, tiny
 from torch import Tensor
 
 from fastshape import testing
@@ -20,7 +20,7 @@ from fastshape.ops import farthest_point_sampling
 from fastshape.pipelines.reconstruct import token_counts
 from fastshape.testing import random_points
 
-FAMILIES = sorted(CONFIGS)
+FAMILIES = sorted(ANY_COUNT)
 
 
 def clouds(model: FieldAutoencoder, count: int, batch: int = 1) -> list[Tensor]:

@@ -11,12 +11,14 @@ import torch
 from fastshape import models
 from fastshape.models import (
     MODELS,
+    VAT,
     CheckpointError,
     CheckpointMetadata,
     DoraConfig,
     DoraVAE,
     LaGeM,
     LaGeMConfig,
+    VATConfig,
     VecSetConfig,
     VecSetVAE,
     registry,
@@ -30,6 +32,9 @@ TINY = {
     "LaGeM": LaGeMConfig(
         dim=16, heads=1, head_dim=16, num_latents=(8, 4), latent_dims=(4, 8), depths=(1, 1), num_inputs=64
     ),
+    "VAT": VATConfig(
+        dim=16, heads=1, encoder_depth=1, depth=1, num_latents=16, plane_size=2, channels=(8,), num_codes=32
+    ),
 }
 
 
@@ -39,7 +44,7 @@ def tiny(name: str) -> models.FieldAutoencoder:
 
 
 def test_the_registry_holds_every_autoencoder() -> None:
-    assert dict(MODELS) == {"VecSetVAE": VecSetVAE, "DoraVAE": DoraVAE, "LaGeM": LaGeM}
+    assert dict(MODELS) == {"VecSetVAE": VecSetVAE, "DoraVAE": DoraVAE, "LaGeM": LaGeM, "VAT": VAT}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -343,7 +343,7 @@ def test_save_and_load(model, tmp_path):
     own = model.state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in loaded.state_dict().items())
     with pytest.raises(
-        CheckpointError, match="is a TripoSFVAE, and one of VecSetVAE, DoraVAE, LaGeM is needed"
+        CheckpointError, match="is a TripoSFVAE, and one of VecSetVAE, DoraVAE, LaGeM, VAT is needed"
     ):
         models.load(tmp_path, kind=models.FieldAutoencoder)
 

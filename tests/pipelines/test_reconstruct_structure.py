@@ -89,8 +89,8 @@ def test_tokens_are_the_volume():
 def test_encode_and_decode_by_file(tmp_path):
     model = exact()
     encoded = pipelines.encode_mesh(shapes.torus(), model)
-    pipelines.save_latents(encoded, tmp_path / "torus.safetensors")
-    read = pipelines.load_latents(tmp_path / "torus.safetensors")
+    pipelines.save_latents(encoded, tmp_path / "torus.fsh")
+    read = pipelines.load_latents(tmp_path / "torus.fsh")
     mesh = pipelines.decode_latents(read, model)
     expected = pipelines.reconstruct(shapes.torus(), model, metrics=False).mesh
     assert torch.equal(mesh.vertices, expected.vertices)
@@ -126,8 +126,8 @@ def test_the_commands(capsys, tmp_path):
     assert "voxel IoU 0." in capsys.readouterr().out
     assert geometry.load(tmp_path / "out.ply").num_faces > 0
     for command in (
-        ["encode", tmp_path / "torus.ply", "-m", tmp_path / "model", "-o", tmp_path / "z.safetensors"],
-        ["decode", tmp_path / "z.safetensors", "-m", tmp_path / "model", "-o", tmp_path / "z.ply"],
+        ["encode", tmp_path / "torus.ply", "-m", tmp_path / "model", "-o", tmp_path / "z.fsh"],
+        ["decode", tmp_path / "z.fsh", "-m", tmp_path / "model", "-o", tmp_path / "z.ply"],
         ["info", tmp_path / "model"],
     ):
         assert main([str(word) for word in command]) == 0, capsys.readouterr().err

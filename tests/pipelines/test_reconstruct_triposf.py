@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fastshape import geometry, models, nn, ops, pipelines
 from fastshape.checkpoints import triposf as official
@@ -146,7 +147,7 @@ def test_latents_know_their_voxels(model, tmp_path):
     )
     assert torch.equal(encoded.coords, inputs.voxels[:, 1:])
     assert encoded.num_bytes == encoded.num_tokens * (8 + 3) * 4
-    path = tmp_path / "bowl.safetensors"
+    path = tmp_path / "bowl.fsh"
     pipelines.save_latents(encoded, path)
     loaded = pipelines.load_latents(path)
     assert torch.equal(loaded.coords, encoded.coords)
@@ -164,28 +165,10 @@ def test_latents_know_their_voxels(model, tmp_path):
     assert drawn.resolution == 5
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda tensors, said: tensors.pop("coords"), "have no voxels, which TripoSFVAE needs"),
-        (lambda tensors, said: tensors["coords"].add_(5), r"coords are not in \[0, 5\)"),
-        (lambda tensors, said: tensors.update(coords=tensors["coords"][1:]), "coords have shape"),
-        (lambda tensors, said: tensors["coords"][0].copy_(tensors["coords"][1]), "a voxel is there twice"),
-        (lambda tensors, said: said.pop("resolution"), "KeyError"),
-    ],
-)
-def test_bad_files(model, tmp_path, spoil, message):
-    path = tmp_path / "bowl.safetensors"
-    pipelines.save_latents(pipelines.encode_mesh(bowl(), model, num_points=500), path)
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        said = dict(file.metadata())
-    tensors = load_file(path)
-    spoil(tensors, said)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, said)
-    with pytest.raises(LatentsError, match=message):
-        pipelines.decode_latents(pipelines.load_latents(path), model)
+def test_latents_without_voxels(model):
+    encoded = pipelines.encode_mesh(bowl(), model, num_points=500)
+    with pytest.raises(LatentsError, match="have no voxels, which TripoSFVAE needs"):
+        pipelines.decode_latents(replace(encoded, coords=None, resolution=None), model)
 
 
 def test_tokens_follow_from_the_mesh(model):
@@ -254,7 +237,7 @@ def run(*words: object) -> int:
 
 def test_the_commands(capsys, tmp_path, weights):
     """An official checkpoint, a raw open mesh, and files between."""
-    mesh, out, z = tmp_path / "bowl.ply", tmp_path / "out.ply", tmp_path / "z.safetensors"
+    mesh, out, z = tmp_path / "bowl.ply", tmp_path / "out.ply", tmp_path / "z.fsh"
     geometry.save(bowl(), mesh)
     family = ("-m", "triposf", "--weights", weights)
     assert run("reconstruct", mesh, *family, "-o", out, "--resolution", 20, "--no-picture") == 0, (

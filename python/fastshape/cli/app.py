@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _add_reconstruct(commands)
     _add_encode(commands)
     _add_decode(commands)
+    _add_generate(commands)
     _add_demo(commands)
     _add_prepare(commands)
     _add_train(commands)
@@ -87,8 +88,10 @@ def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "file becomes a file, a folder a folder. Exit code: 0, or 1 if some of several failed.",
     )
     encode.add_argument("input", nargs="+", metavar="IN", help=_MESHES)
-    encode.add_argument("-o", "--output", required=True, metavar="OUT", help="a .safetensors, or a directory")
-    encode.add_argument("--half", action="store_true", help="write the latents in half precision")
+    encode.add_argument("-o", "--output", required=True, metavar="OUT", help="a .fsh, or a directory")
+    encode.add_argument(
+        "--half", action="store_true", help="write latents in half precision; codes are what they are"
+    )
     encode.add_argument(
         "--resolution",
         type=_at_least(4),
@@ -104,9 +107,7 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="files of latent tokens to meshes",
         description="Decodes what `encode` wrote, into the frame and scale of the mesh that was encoded.",
     )
-    decode.add_argument(
-        "input", nargs="+", metavar="LATENTS", help=".safetensors of `encode`, or a folder of them"
-    )
+    decode.add_argument("input", nargs="+", metavar="LATENTS", help=".fsh of `encode`, or a folder of them")
     decode.add_argument(
         "-o",
         "--output",
@@ -117,8 +118,64 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     decode.add_argument(
         "-m", "--model", metavar="MODEL", help=f"{_MODEL}; default: what the latents say made them"
     )
+    decode.add_argument(
+        "--scales",
+        type=_at_least(1),
+        metavar="S",
+        help="of codes the first S scales alone, a coarser shape; the file may end behind them",
+    )
     _add_weights(decode)
     _add_resolution(decode)
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="new shapes, by a model of tokens",
+        description="Draws the tokens of new shapes, a scale at a time, and makes meshes of them: one for "
+        "each seed, which depends on that seed alone, and a sheet of all. Exit code: 0, or 1 if some have "
+        "no surface.",
+    )
+    generate.add_argument(
+        "-m", "--model", metavar="MODEL", help=f"{_MODEL}; default: the first shipped one of tokens"
+    )
+    generate.add_argument("-n", "--number", type=_at_least(1), default=16, metavar="N", help="default: 16")
+    generate.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="S", help="of the first shape, the others follow"
+    )
+    generate.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="gets seed-0000.glb, its codes .fsh, ... and sheet.png",
+    )
+    generate.add_argument(
+        "--tokenizer", metavar="MODEL", help=f"{_MODEL}; default: what the model was trained with"
+    )
+    generate.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="below 1: likelier tokens; default: 1"
+    )
+    generate.add_argument(
+        "--top-k", type=_at_least(0), default=0, metavar="K", help="draw from the K likeliest; default: all"
+    )
+    generate.add_argument(
+        "--top-p", type=float, default=0.0, metavar="P", help="draw from the likeliest of P in all"
+    )
+    generate.add_argument(
+        "--guidance", type=float, default=0.0, metavar="W", help="toward the condition; default: 0"
+    )
+    generate.add_argument("--class", dest="label", type=int, metavar="N", help="a class, by its number")
+    generate.add_argument("--text", metavar="WORDS", help="what it should be")
+    generate.add_argument("--text-model", metavar="PATH", help="CLIP's weights: a folder or a cached hub id")
+    generate.add_argument("--image", metavar="FILE", help="a picture of it, on white or transparent")
+    generate.add_argument("--image-model", metavar="PATH", help="DINOv2's weights, likewise")
+    generate.add_argument(
+        "--from", dest="origin", metavar="MESH|FSH", help="go on from the first scales of a shape"
+    )
+    generate.add_argument("--scales", type=_at_least(1), metavar="S", help="so many of them; default: 1")
+    generate.add_argument("--no-picture", action="store_true", help="draw no sheet")
+    _add_resolution(generate)
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -251,6 +308,16 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--steps", type=_at_least(1), metavar="N", help="default: those of the recipe")
     train.add_argument("--seed", type=int, metavar="S", help="of every random choice; default: 0")
     train.add_argument("--initial", metavar="MODEL", help="a trained model to begin with: a name or a folder")
+    train.add_argument(
+        "--tokenizer",
+        metavar="MODEL",
+        help="of a model of tokens: what makes them, a name or a folder; DIR/tokens keeps them",
+    )
+    train.add_argument(
+        "--conditions",
+        metavar="FILE",
+        help="of a model of tokens: a .safetensors of classes, text or image, a row for each shape of DATA",
+    )
     train.add_argument("--device", metavar="NAME", help="default: cuda where there is a GPU, else cpu")
     train.add_argument(
         "--cache", type=_at_least(0), default=0, metavar="N", help="shapes to keep in memory; default: 0"

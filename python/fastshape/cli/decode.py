@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastshape.cli.app import CommandError
-from fastshape.cli.encode import each
+from fastshape.cli.encode import each, token_words
 from fastshape.cli.models import load_model
 from fastshape.cli.plan import Planned, find_latents, plan
 from fastshape.geometry import save
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     weights = tuple(options.weights)
 
     def decode(item: Planned) -> str:
-        encoded = load_latents(item.source)
+        encoded = load_latents(item.source, scales=options.scales)
         if options.model or weights:
             model = load(options.model, weights)
         else:
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         except LatentsError as error:
             raise LatentsError(f"{item.source}: {error}") from None
         save(mesh, item.output)
-        return f"{item.output}: {mesh.num_faces:,} faces from {encoded.num_tokens} tokens"
+        return f"{item.output}: {mesh.num_faces:,} faces from {token_words(encoded)}"
 
     return each(work, decode, "decoding", Console(stderr=True, highlight=False))
 

@@ -14,8 +14,8 @@ from fastshape.cli.models import default_model, load_model, preparation_notes
 from fastshape.cli.plan import Plan, Planned, plan
 from fastshape.cli.process import ensure_directory, progress_bar
 from fastshape.geometry import load
-from fastshape.pipelines import encode_mesh, save_latents, token_counts
-from fastshape.pipelines.latents import SUFFIX
+from fastshape.pipelines import Encoded, encode_mesh, save_latents, token_counts
+from fastshape.pipelines.shape_file import SUFFIX
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,11 +39,24 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
         )
         save_latents(encoded, item.output, dtype=torch.float16 if options.half else torch.float32)
-        levels = " + ".join(map(str, encoded.tokens))
-        return f"{item.output}: {levels} tokens, {item.output.stat().st_size:,} bytes"
+        return f"{item.output}: {token_words(encoded)}, {size_words(item.output, item.source)}"
 
     with preparation_notes(console):
         return each(work, encode, "encoding", console)
+
+
+def token_words(encoded: Encoded) -> str:
+    """How many tokens a shape has: of each level, or of how many scales."""
+    if encoded.codes is not None:
+        return f"{encoded.num_tokens} tokens of {encoded.codes.num_scales} scales"
+    return " + ".join(map(str, encoded.tokens)) + " tokens"
+
+
+def size_words(file: Path, source: Path) -> str:
+    """A file's size, and how many times smaller or larger than its source it is."""
+    size, before = file.stat().st_size, source.stat().st_size
+    ratio, word = (before / size, "smaller") if size <= before else (size / before, "larger")
+    return f"{size:,} B, {ratio:,.{0 if ratio >= 10 else 1}f}x {word} than {source.name}"
 
 
 def each(work: Plan, do: Callable[[Planned], str], verb: str, console: Console) -> int:

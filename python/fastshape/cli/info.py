@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.table import Table
 
 from fastshape import _C, __version__, models
-from fastshape.cli.models import default_model, load_model, num_parameters
+from fastshape.cli.models import default_model, num_parameters, taken
 from fastshape.geometry import PrepareSpec, load, shapes
 from fastshape.geometry.formats import READERS
-from fastshape.models import Autoencoder, SparseStructureVAE, TripoSFVAE
+from fastshape.models import Autoencoder, NextScaleTransformer, SparseStructureVAE, TripoSFVAE
 from fastshape.pipelines import load_latents, preparation_of
-from fastshape.pipelines.latents import SUFFIX
+from fastshape.pipelines.shape_file import SUFFIX
 from fastshape.pipelines.sparse_inputs import NUM_POINTS
 from fastshape.pipelines.structure import structure_preparation
 from fastshape.train import recipes
 
 _EXTRAS = {
     "geom": ("manifold3d", "igl", "scipy"),
-    "image": ("PIL",),
+    "image": ("PIL", "transformers"),
     "demo": ("manifold3d", "PIL"),
     "train": ("tensorboard",),
 }
@@ -59,7 +59,8 @@ def facts_of(target: str) -> dict[str, str]:
             return latents_facts(path)
         if path.suffix.lower() in READERS or path.is_file():
             return mesh_facts(path)
-    return model_facts(load_model(target))
+    model = models.load(target)
+    return generator_facts(model) if isinstance(model, NextScaleTransformer) else model_facts(taken(model))
 
 
 def facts() -> dict[str, str]:
@@ -121,21 +122,47 @@ def model_facts(model: Autoencoder) -> dict[str, str]:
     }
 
 
+def generator_facts(model: NextScaleTransformer) -> dict[str, str]:
+    """A trained model of tokens."""
+    metadata = model.metadata
+    weights = f" (weights {metadata.tokenizer_fingerprint})" if metadata.tokenizer_fingerprint else ""
+    return {
+        "model": f"{model.title} ({type(model).__name__})",
+        "name": metadata.name or "not stated",
+        "parameters": f"{num_parameters(model):,}",
+        "weights": model.fingerprint(),
+        "license": metadata.license or "not stated",
+        "source": metadata.source or "not stated",
+        "tokens": f"{model.config.num_tokens:,} of {len(model.config.scales)} scales, as "
+        f"{metadata.tokenizer or 'a tokenizer that is not stated'}{weights} makes them",
+        "conditions": ", ".join(model.config.conditions) or "none",
+        "configuration": _pairs(model.config.to_dict()),
+        "preparation": _pairs(metadata.preparation) if metadata.preparation else "not stated",
+    }
+
+
 def latents_facts(path: Path) -> dict[str, str]:
     """A file of latents: who made it of what."""
     encoded = load_latents(path)
-    levels = [f"{level.shape[1]} x {level.shape[2]}" for level in encoded.latents]
+    if encoded.codes is not None:
+        codes = encoded.codes
+        tokens = " + ".join(map(str, encoded.tokens)) + f", {encoded.num_tokens} in all"
+        if codes.num_scales < len(codes.scales):
+            tokens += f"; {codes.num_scales} of {len(codes.scales)} scales"
+        kind = f"codes of {codes.num_codes:,}"
+    else:
+        levels = [f"{level.shape[1]} x {level.shape[2]}" for level in encoded.latents]
+        tokens = " + ".join(levels) + f", {encoded.num_tokens} in all"
+        tokens += f"; of voxels, {encoded.resolution} along an axis" if encoded.resolution else ""
+        kind = str(encoded.latents[0].dtype).removeprefix("torch.")
     center = ", ".join(f"{part:g}" for part in encoded.normalization.center)
-    of_voxels = f"; of voxels, {encoded.resolution} along an axis" if encoded.resolution else ""
     return {
         "latents": str(path),
         "model": f"{encoded.weights} ({encoded.model}), weights {encoded.fingerprint or 'not stated'}",
-        "tokens": " + ".join(levels) + f", {encoded.num_tokens} in all{of_voxels}",
-        "bytes": f"{encoded.num_bytes:,} as {str(encoded.latents[0].dtype).removeprefix('torch.')}; "
-        f"{path.stat().st_size:,} in the file",
+        "tokens": tokens,
+        "bytes": f"{encoded.num_bytes:,} as {kind}; {path.stat().st_size:,} in the file",
         "frame": f"center {center}; scale {encoded.normalization.scale:g}",
         "drawn": f"{'from the posterior' if encoded.sampled else 'its mode'}; seed {encoded.seed}",
-        "fastshape": encoded.version,
     }
 
 

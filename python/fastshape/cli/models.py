@@ -16,6 +16,7 @@ from fastshape.models import (
     Autoencoder,
     CheckpointError,
     FieldAutoencoder,
+    NextScaleTransformer,
     PreparationWarning,
     PretrainedModel,
     SparseStructureVAE,
@@ -54,9 +55,21 @@ def load_model(name: str | None, weights: Sequence[str] = ()) -> Autoencoder:
         )
     if name in models.OFFICIAL and not Path(name).is_dir():
         raise CommandError(f"-m {name} is a family: give its official checkpoint too, --weights FILE")
-    model = models.load(name, device=device)
+    return taken(models.load(name, device=device))
+
+
+def taken(model: PretrainedModel) -> Autoencoder:
+    """The model, if it is one that leads from a mesh to a mesh.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if isinstance(model, NextScaleTransformer):
+        raise CheckpointError(f"{model.title} is a generator: see `fastshape generate`")
     if not isinstance(model, FieldAutoencoder | SparseStructureVAE | TripoSFVAE):
-        raise CheckpointError(f"{name} is a {type(model).__name__}, which the commands do not take yet")
+        raise CheckpointError(
+            f"{model.title} is a {type(model).__name__}, which the commands do not take yet"
+        )
     return model
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastshape.cli.app import CommandError
 from fastshape.pipelines.inputs import LISTS, Item, find_items
-from fastshape.pipelines.latents import SUFFIX
+from fastshape.pipelines.shape_file import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def plan(
     Args:
         inputs: files, folders (searched at any depth) and lists, as `find_items` takes them.
         output: a file for one file; else a folder.
-        kinds: suffixes of results, e.g. (".safetensors",).
+        kinds: suffixes of results, e.g. (".fsh",).
         result: the file name of an input's result.
         find: instead of `find_items`, of one input.
 

@@ -26,6 +26,13 @@ _EVERY = 100  # steps between the lines where there is no terminal
 def run(options: argparse.Namespace) -> None:
     console = Console(stderr=True, highlight=False)
     config = configuration(options)
+    tokenizer = _tokenizer(config, options)
+    if tokenizer is not None:
+        try:
+            model = dataclasses.replace(config.model, **train.token_fields(tokenizer))
+            config = dataclasses.replace(config, model=model)
+        except ValueError as error:
+            raise CommandError(f"{options.recipe} with {tokenizer.title}: {error}") from None
     if options.print_config:
         print(json.dumps(config.to_dict(), indent=2))
         return
@@ -33,10 +40,11 @@ def run(options: argparse.Namespace) -> None:
         raise CommandError("expected DATA and -o DIR (or --print-config)")
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
     try:
+        shapes, validation = _shapes(config, options, tokenizer, console.is_terminal)
         model = train.fit(
             config,
-            _data(config, options.data, options.cache),
-            validation=[] if options.validation is None else list(_data(config, options.validation)),
+            shapes,
+            validation=validation,
             initial=None if options.initial is None else models.load(options.initial),
             output_dir=options.output,
             resume=not options.restart,
@@ -45,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
             device=options.device,
             on_step=None if console.is_terminal or not first else _lines(console, config.steps),
         )
-    except train.TrainingInterrupted as stopped:
+    except (train.TrainingInterrupted, train.EncodingInterrupted) as stopped:
         again = shlex.join(word for word in ["fastshape", *options.words] if word != "--restart")
         raise KeyboardInterrupt(f"{stopped}; to go on: {again}") from None
     if first:
@@ -72,9 +80,51 @@ def configuration(options: argparse.Namespace) -> train.RunConfig:
     return config
 
 
-def _data(config: train.RunConfig, path: str, cache: int = 0) -> Sequence[Any]:
+def _tokenizer(config: train.RunConfig, options: argparse.Namespace) -> models.VAT | None:
+    if not isinstance(config, train.TokenTrainConfig):
+        for name in ("tokenizer", "conditions"):
+            if getattr(options, name) is not None:
+                raise CommandError(f"--{name} is of models of tokens, which {options.recipe} is none of")
+        return None
+    if options.tokenizer is not None:
+        return models.load(options.tokenizer, kind=models.VAT)
+    if options.print_config:
+        return None
+    raise CommandError(f"{options.recipe} trains a model of tokens: what makes them? --tokenizer MODEL")
+
+
+def _shapes(
+    config: train.RunConfig, options: argparse.Namespace, tokenizer: models.VAT | None, progress: bool
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """What is trained and what is validated on."""
+    if isinstance(config, train.TokenTrainConfig):
+        assert tokenizer is not None
+        places = [(options.data, "tokens"), (options.validation, "tokens-validation")]
+        found = [
+            []
+            if data is None
+            else train.encode_tokens(
+                tokenizer,
+                train.ShapeDataset(data),
+                Path(options.output) / name,
+                variants=config.variants if name == "tokens" else 1,
+                augment=config.augment if name == "tokens" else "none",
+                conditions=_conditions(options, name),
+                device=options.device,
+                progress=progress,
+            )
+            for data, name in places
+        ]
+        return found[0], found[1]
     kind = train.VoxelDataset if isinstance(config, train.StructureTrainConfig) else train.ShapeDataset
-    return kind(path, cache=cache)
+    validation = [] if options.validation is None else list(kind(options.validation))
+    return kind(options.data, cache=options.cache), validation
+
+
+def _conditions(options: argparse.Namespace, name: str) -> models.Condition:
+    if name != "tokens" or options.conditions is None:
+        return models.Condition()
+    return train.read_conditions(options.conditions)
 
 
 def _tensorboard(options: argparse.Namespace) -> bool:

@@ -2,6 +2,7 @@
 
 from fastshape.geometry import shapes as shapes
 from fastshape.geometry.contact_sheet import contact_sheet as contact_sheet
+from fastshape.geometry.contact_sheet import mesh_sheet as mesh_sheet
 from fastshape.geometry.distance import DistanceField as DistanceField
 from fastshape.geometry.distance import signed_distance as signed_distance
 from fastshape.geometry.extract import NoSurfaceError as NoSurfaceError
@@ -29,6 +30,8 @@ from fastshape.geometry.metrics import Occupancy as Occupancy
 from fastshape.geometry.metrics import Scores as Scores
 from fastshape.geometry.metrics import SurfaceDistance as SurfaceDistance
 from fastshape.geometry.metrics import evaluate as evaluate
+from fastshape.geometry.orbit import Orbit as Orbit
+from fastshape.geometry.orbit import orbit as orbit
 from fastshape.geometry.orientation import orient as orient
 from fastshape.geometry.points import PointCloud as PointCloud
 from fastshape.geometry.points import load_points as load_points

@@ -1,16 +1,18 @@
-"""One picture of many prepared shapes: what a run has made, at a glance."""
+"""One picture of many shapes: what a run has made, at a glance."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fastshape.geometry.mesh import Mesh
 from fastshape.geometry.prepare import Prepared
-from fastshape.geometry.render import save_png
+from fastshape.geometry.render import View, render, save_png
 
 _OUT = (0.55, -0.72, 0.42)  # from the shape to the eye
 
@@ -34,11 +36,47 @@ def contact_sheet(
     Raises:
         ValueError: no shapes.
     """
-    tiles = [_tile(shape, size) for shape in shapes]
+    return _write([_tile(shape, size) for shape in shapes], path, columns)
+
+
+def mesh_sheet(
+    meshes: Iterable[Mesh | None],
+    path: str | os.PathLike[str],
+    *,
+    columns: int = 8,
+    size: int = 128,
+    view: View = (35.0, 25.0),
+    up: Literal["y", "z"] = "z",
+) -> int:
+    """Draw meshes side by side, each as large as its tile allows; None is an empty tile.
+
+    Args:
+        meshes: what to draw.
+        path: the PNG to write.
+        columns: tiles in a row.
+        size: pixels along a side of a tile.
+        view, up: as of `render`.
+
+    Returns:
+        The number of tiles.
+
+    Raises:
+        ValueError: no meshes.
+    """
+    tiles = [
+        torch.full((size, size, 3), 255, dtype=torch.uint8)
+        if mesh is None
+        else render(mesh, size=size, views=[view], up=up)
+        for mesh in meshes
+    ]
+    return _write(tiles, path, columns)
+
+
+def _write(tiles: list[Tensor], path: str | os.PathLike[str], columns: int) -> int:
     if not tiles:
         raise ValueError("there are no shapes to draw")
     columns = min(columns, len(tiles))
-    blank = torch.full((size, size, 3), 255, dtype=torch.uint8)
+    blank = torch.full_like(tiles[0], 255)
     count = len(tiles)
     tiles += [blank] * (-count % columns)
     rows = [torch.cat(tiles[start : start + columns], 1) for start in range(0, len(tiles), columns)]

@@ -2,6 +2,7 @@
 
 from fastshape.losses.fields import distance_loss as distance_loss
 from fastshape.losses.fields import occupancy_loss as occupancy_loss
+from fastshape.losses.fields import soft_occupancy as soft_occupancy
 from fastshape.losses.fields import tsdf_loss as tsdf_loss
 from fastshape.losses.pictures import depth_loss as depth_loss
 from fastshape.losses.pictures import load_lpips as load_lpips

@@ -13,13 +13,30 @@ def occupancy_loss(logits: Tensor, occupancy: Tensor) -> Tensor:
 
     Args:
         logits: (...) positive inside.
-        occupancy: (...) 1 or True inside, 0 or False outside.
+        occupancy: (...) 1 or True inside, 0 or False outside, or between.
 
     Returns:
         Scalar.
     """
     require_one_shape("logits", logits, "occupancy", occupancy)
     return F.binary_cross_entropy_with_logits(logits, occupancy.to(logits.dtype))
+
+
+def soft_occupancy(sdf: Tensor, truncation: float) -> Tensor:
+    """A ramp from 1 inside to 0 outside, clip(1/2 - sdf / (2 truncation), 0, 1): what `occupancy_loss` takes.
+
+    Args:
+        sdf: (...) signed distances, negative inside.
+        truncation: distance at which the ramp ends, positive.
+
+    Returns:
+        (...) in [0, 1], 1/2 on the surface.
+
+    Reference: VAT (arXiv 2412.02202), which takes it from Direct3D; 1/128 of the unit cube there.
+    """
+    if not truncation > 0:
+        raise ValueError(f"`truncation` must be positive, got {truncation}")
+    return (0.5 - sdf / (2.0 * truncation)).clamp(0.0, 1.0)
 
 
 def tsdf_loss(values: Tensor, sdf: Tensor, truncation: float) -> Tensor:

@@ -101,16 +101,26 @@ class FieldAutoencoder(PretrainedModel):
                 f"got {tuple(points.shape)} and {tuple(levels[0].shape)}"
             )
         points = points.expand(batch, -1, -1)
-        count = points.shape[1]
         shapes = []
         for shape, cloud in enumerate(points.split(1)):
             context = self._prepare([level[shape : shape + 1] for level in levels])
-            chunks = []
-            for chunk in cloud.split(chunk_size, dim=1):
-                padded = nn.functional.pad(chunk, (0, 0, 0, chunk_size - chunk.shape[1]))
-                chunks.append(self._field(padded, context))
-            shapes.append(torch.cat(chunks, dim=1)[:, :count])
+            shapes.append(self._in_chunks(cloud, context, chunk_size))
         return torch.cat(shapes)
+
+    def _in_chunks(self, cloud: Tensor, context: Context, chunk_size: int) -> Tensor:
+        """The field of one shape at points (1, Q, 3), in chunks of one size: (1, Q)."""
+        chunks = []
+        for chunk in cloud.split(chunk_size, dim=1):
+            padded = nn.functional.pad(chunk, (0, 0, 0, chunk_size - chunk.shape[1]))
+            chunks.append(self._field(padded, context))
+        return torch.cat(chunks, dim=1)[:, : cloud.shape[1]]
+
+    def _lattice_field(
+        self, levels: Sequence[Tensor], resolution: int, chunk_size: int
+    ) -> Callable[[Tensor], Tensor]:
+        """The field of one shape, points (P, 3) -> (P,), most of them points of a lattice."""
+        context = self._prepare(levels)
+        return lambda points: self._in_chunks(points[None], context, chunk_size)[0]
 
     def query_bytes(self, num_latents: int | Sequence[int], *, chunk_size: int = 4096) -> int:
         """An upper bound of the working memory of `query` without gradients, in bytes.
@@ -205,9 +215,8 @@ class FieldAutoencoder(PretrainedModel):
             raise ValueError(f"`features` must be of one shape, (1, M, dim), got {tuple(levels[0].shape)}")
         from fastshape.geometry import extract
 
-        shape = levels[0] if isinstance(features, Tensor) else levels
         mesh, report = extract(
-            lambda points: self.query(points[None], shape, chunk_size=chunk_size)[0],
+            self._lattice_field(levels, resolution, chunk_size),
             resolution,
             inside=self.inside,
             bounds=self.bounds,

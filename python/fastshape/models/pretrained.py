@@ -126,6 +126,8 @@ class CheckpointMetadata(ModelConfig):
         preparation: how the training data was prepared, `geometry.PrepareSpec.to_dict()`.
         epsilon: distance of the shell by which its meshes were made watertight, in the normalized frame.
         name: what the weights are called.
+        tokenizer: of a model of tokens, what weights made them, by name, folder or hub id.
+        tokenizer_fingerprint: of those weights, `PretrainedModel.fingerprint()`.
     """
 
     license: str | None = None
@@ -133,6 +135,8 @@ class CheckpointMetadata(ModelConfig):
     preparation: dict[str, Any] | None = None
     epsilon: float | None = None
     name: str | None = None
+    tokenizer: str | None = None
+    tokenizer_fingerprint: str | None = None
 
     def differences(self, preparation: Mapping[str, Any] | None, epsilon: float | None = None) -> list[str]:
         """In words, where data prepared in this way differs from the training data; amounts do not count.

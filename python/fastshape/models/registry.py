@@ -13,6 +13,7 @@ import torch
 from fastshape.models.dora import DoraVAE
 from fastshape.models.field import FieldAutoencoder
 from fastshape.models.lagem import LaGeM
+from fastshape.models.nextscale import NextScaleTransformer
 from fastshape.models.pretrained import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -25,12 +26,13 @@ from fastshape.models.pretrained import (
 from fastshape.models.slat import SLatVAE
 from fastshape.models.structure import SparseStructureVAE
 from fastshape.models.triposf import TripoSFVAE
+from fastshape.models.vat import VAT
 from fastshape.models.vecset import VecSetVAE
 
 ModelT = TypeVar("ModelT", bound=PretrainedModel)
 
 MODELS: Mapping[str, type[FieldAutoencoder]] = MappingProxyType(
-    {model.__name__: model for model in (VecSetVAE, DoraVAE, LaGeM)}
+    {model.__name__: model for model in (VecSetVAE, DoraVAE, LaGeM, VAT)}
 )
 """The autoencoders of fields."""
 
@@ -41,6 +43,11 @@ VOXEL_MODELS: Mapping[str, type[PretrainedModel]] = MappingProxyType(
     {model.__name__: model for model in (SparseStructureVAE, SLatVAE, TripoSFVAE)}
 )
 """The autoencoders of voxels."""
+
+GENERATORS: Mapping[str, type[PretrainedModel]] = MappingProxyType(
+    {model.__name__: model for model in (NextScaleTransformer,)}
+)
+"""The models of tokens, which a tokenizer makes."""
 
 OFFICIAL: Mapping[str, tuple[type[Autoencoder], int]] = MappingProxyType(
     {
@@ -109,7 +116,7 @@ def load(
     place = name if folder is None else folder
     config_path, _ = locate(place, revision)
     written = str(read_description(config_path)["model"])
-    known = {**MODELS, **VOXEL_MODELS}
+    known = {**MODELS, **VOXEL_MODELS, **GENERATORS}
     if written not in known:
         raise CheckpointError(f"{config_path} describes a {written}; this release has {', '.join(known)}")
     if not issubclass(known[written], kind):

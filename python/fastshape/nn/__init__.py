@@ -2,7 +2,9 @@
 
 from fastshape.nn.bottleneck import KLBottleneck, NormalizedBottleneck
 from fastshape.nn.embedding import FourierEmbed, PointEmbed
+from fastshape.nn.multiscale_quantizer import CodeUsage, MultiscaleQuantizer, Quantized
 from fastshape.nn.posterior import Generators, LevelPosterior, Posterior
+from fastshape.nn.scale_transformer import KeyValueCache, ScaleAttention, ScaleBlock
 from fastshape.nn.sparse_layers import (
     PointPool,
     SparseConv3d,
@@ -43,6 +45,7 @@ from fastshape.nn.volume import (
 __all__ = [
     "Attention",
     "ChannelNorm3d",
+    "CodeUsage",
     "CrossAttention",
     "CrossAttentionBlock",
     "Downsample3d",
@@ -52,14 +55,19 @@ __all__ = [
     "Generators",
     "GroupNorm3d",
     "KLBottleneck",
+    "KeyValueCache",
     "LevelPosterior",
     "ModulatedSparseCrossBlock",
+    "MultiscaleQuantizer",
     "NormalizedBottleneck",
     "PlainNorm",
     "PointEmbed",
     "PointPool",
     "Posterior",
+    "Quantized",
     "ResBlock3d",
+    "ScaleAttention",
+    "ScaleBlock",
     "SelfAttention",
     "SelfAttentionBlock",
     "SparseConv3d",

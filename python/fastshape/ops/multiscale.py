@@ -472,12 +472,12 @@ def multiscale_decode(
     if count == 0:
         nothing = codebook.new_zeros(len(codes), height * width, dim)
         return (nothing, nothing[:, :0]) if return_inputs else nothing
-    scales = resampling.scales[:count]
+    there = resampling.part(0, count)
     quantized, inputs = _multiscale_decode_op(
         codes,
         codebook,
-        resampling.factors[: sum(2 * (h * height + w * width) for h, w in scales)],
-        resampling.bands[: sum(2 * (2 * h + 2 * w + height + width) for h, w in scales)],
+        there.factors,
+        there.bands,
         sizes[: 3 * count],
         [height, width],
         weight,

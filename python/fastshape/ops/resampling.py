@@ -41,6 +41,23 @@ class Resampling(NamedTuple):
             begin += rows * columns
         return found[0], found[1], found[2], found[3]
 
+    def part(self, begin: int, end: int) -> Resampling:
+        """That of the scales from `begin` to before `end`."""
+        (height, width), before, scales = self.grid, self.scales[:begin], self.scales[begin:end]
+
+        def factors(sizes: Sequence[tuple[int, int]]) -> int:
+            return sum(2 * (h * height + w * width) for h, w in sizes)
+
+        def bands(sizes: Sequence[tuple[int, int]]) -> int:
+            return sum(2 * (2 * h + 2 * w + height + width) for h, w in sizes)
+
+        return Resampling(
+            self.grid,
+            scales,
+            self.factors[factors(before) :][: factors(scales)],
+            self.bands[bands(before) :][: bands(scales)],
+        )
+
     def down(self, values: Tensor, scale: int) -> Tensor:
         """Vectors (B, M, D) as the tokens of one scale, (B, L, D)."""
         down_y, down_x = self.matrices(scale)[:2]

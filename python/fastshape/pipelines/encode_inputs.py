@@ -3,6 +3,7 @@
     VecSetVAE   bounding box to [-1, 1]^3           points of the surface
     DoraVAE     bounding box to [-1, 1]^3           points and normals of the surface, and of sharp edges
     LaGeM       farthest vertex to 0.999            points of the surface
+    VAT         bounding box to [-1, 1]^3           points and normals of the surface
 
 Weights that state how their training data was prepared (`metadata.preparation`) go by that instead.
 """
@@ -26,13 +27,14 @@ from fastshape.geometry import (
     sample_sharp_edges,
     sample_surface,
 )
-from fastshape.models import CheckpointError, DoraVAE, FieldAutoencoder, LaGeM, VecSetVAE
+from fastshape.models import VAT, CheckpointError, DoraVAE, FieldAutoencoder, LaGeM, VecSetVAE
 
 FAMILIES: Mapping[type[FieldAutoencoder], PrepareSpec] = MappingProxyType(
     {
         VecSetVAE: PrepareSpec.preset("vecset"),
         DoraVAE: PrepareSpec.preset("dora"),
         LaGeM: PrepareSpec.preset("lagem", extent=0.999),  # of its code; the paper's unit ball is closed
+        VAT: PrepareSpec.preset("vat", extent=1.0),  # the paper's unit cube, with twice the side
     }
 )
 _FRAME = ("normalization", "extent")

@@ -1,26 +1,18 @@
-"""Encoded shapes, and the file that holds one: all that leads back to a mesh in its own frame."""
+"""Encoded shapes: all that leads back from latents, or from codes, to a mesh in its own frame."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastshape import __version__
 from fastshape.geometry import Normalization
-from fastshape.models import Autoencoder, CheckpointError
-from fastshape.runtime.files import atomic_path, read_safetensors, safetensors_bytes
+from fastshape.models import Autoencoder
+from fastshape.ops.tokens import Tokens
 
-SUFFIX = ".safetensors"
-_FORMAT = "fastshape latents"
-_VERSION = 1
-_DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16)
+_HARMLESS = 1e-6  # of half a shape's size: a hundredth of the finest lattice's cell, a rounding of float32
 
 
 class LatentsError(ValueError):
@@ -32,16 +24,18 @@ class Encoded:
     """A shape as latent tokens, and what is needed to decode them.
 
     Attributes:
-        latents: (1, M_l, C_l) of each level, the finest first, on the CPU; one level for most models.
-        coords: of a model of sparse latents the voxel (M, 3) int32 of each token; None for others.
-        resolution: voxels along an axis of their grid; None where there are none.
-        normalization: the way from the mesh's own frame to the model's.
+        latents: (1, M_l, C_l) of each level, the finest first, on the CPU; one level for most models; none
+            where there are codes.
+        normalization: the way from the mesh's own frame to the model's. It leads back to the mesh's unit of
+            length, whatever that is.
         model: the class of the model.
         weights: what the weights are called or were loaded by.
-        fingerprint: of the weights, `model.fingerprint()`; empty where it was not taken.
+        fingerprint: of configuration and weights, `model.fingerprint()`; empty where it was not taken.
         seed: of the points that were encoded, and of a draw from the posterior.
         sampled: whether the latents were drawn from the posterior, and are not its mode.
-        version: of the fastshape that encoded.
+        codes: of a model that quantizes, instead of latents: coarse to fine, the first scales or all.
+        coords: of a model of sparse latents the voxel (M, 3) int32 of each token; None for others.
+        resolution: voxels along an axis of their grid; None where there are none.
         seconds: wall time of each stage so far: sample, encode.
     """
 
@@ -52,39 +46,56 @@ class Encoded:
     fingerprint: str = ""
     seed: int = 0
     sampled: bool = False
-    version: str = __version__
-    seconds: dict[str, float] = field(default_factory=dict, compare=False)
+    codes: Tokens | None = None
     coords: Tensor | None = None
     resolution: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """M_l of each level, the finest first."""
+        """M_l of each level, the finest first; of codes, how many each scale has, the coarsest first."""
+        if self.codes is not None:
+            return self.codes.scales[: self.codes.num_scales]
         return tuple(level.shape[1] for level in self.latents)
 
     @property
     def num_tokens(self) -> int:
-        """Of all levels together."""
+        """Of all levels or scales together."""
         return sum(self.tokens)
 
     @property
     def num_bytes(self) -> int:
-        """Size of the latents and their voxels as they are, without any coding."""
+        """Size of the latents and their voxels as they are, or of the codes' bits, without any coding."""
+        if self.codes is not None:
+            return -(-self.num_tokens * max(1, (self.codes.num_codes - 1).bit_length()) // 8)
         tensors = self.latents if self.coords is None else (*self.latents, self.coords)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def to(self, dtype: torch.dtype) -> Encoded:
-        """The same with latents of torch.float32 or torch.float16.
+        """The same with latents of torch.float32 or torch.float16; codes stay what they are.
 
         Raises:
             ValueError: another dtype, or latents too large for it.
         """
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise ValueError(f"`dtype` must be torch.float32 or torch.float16, got {dtype}")
         latents = tuple(level.to(dtype) for level in self.latents)
         if not all(bool(level.isfinite().all()) for level in latents):
             raise ValueError(f"`dtype` {dtype} cannot hold these latents, or they are not finite")
         return replace(self, latents=latents)
+
+    def coarser(self, scales: int) -> Encoded:
+        """The same with the codes of the first `scales` scales alone: a coarser shape.
+
+        Raises:
+            LatentsError: latents that have no scales, or not so many.
+        """
+        if self.codes is None:
+            raise LatentsError(f"the latents of {self.weights} ({self.model}) have no scales to choose from")
+        if not 1 <= scales <= self.codes.num_scales:
+            raise LatentsError(f"there are 1 to {self.codes.num_scales} scales to decode, got {scales}")
+        kept = self.codes.codes[: sum(self.codes.scales[:scales])]
+        return replace(self, codes=self.codes._replace(codes=kept, num_scales=scales))
 
     def require(self, model: Autoencoder) -> None:
         """Nothing if this model made the latents.
@@ -104,109 +115,15 @@ class Encoded:
             )
 
 
-def save_latents(encoded: Encoded, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-    """Writes one safetensors file, atomically; equal shapes give equal bytes.
-
-    It holds the tensors `latents.0`, `latents.1`, ..., the finest level first, of sparse latents `coords`,
-    and as metadata (strings) everything else.
-
-    Args:
-        encoded: what to write.
-        path: the file; its folder is made if need be.
-        dtype: torch.float16 halves the file; None keeps the latents' own.
-
-    Raises:
-        ValueError: see `Encoded.to`.
+def short_frame(frame: Normalization) -> Normalization:
+    """The frame in numbers of float32, half the bytes, where that moves no point of the shape by more than a
+    millionth of its size; as it is otherwise: a small shape far from the origin.
     """
-    if dtype is not None:
-        encoded = encoded.to(dtype)
-    tensors = {f"latents.{number}": level for number, level in enumerate(encoded.latents)}
-    metadata = {
-        "format": _FORMAT,
-        "format_version": str(_VERSION),
-        "model": encoded.model,
-        "weights": encoded.weights,
-        "fingerprint": encoded.fingerprint,
-        "center": json.dumps(list(encoded.normalization.center)),
-        "scale": json.dumps(encoded.normalization.scale),
-        "tokens": json.dumps(list(encoded.tokens)),
-        "seed": json.dumps(encoded.seed),
-        "sampled": json.dumps(encoded.sampled),
-        "fastshape": encoded.version,
-    }
-    if encoded.coords is not None:
-        tensors["coords"] = encoded.coords
-        metadata["resolution"] = json.dumps(encoded.resolution)
-    with atomic_path(Path(path)) as temporary:
-        temporary.write_bytes(safetensors_bytes(tensors, metadata))
-
-
-def load_latents(path: str | os.PathLike[str]) -> Encoded:
-    """Reads what `save_latents` wrote.
-
-    Raises:
-        LatentsError: the file is missing, damaged or something else; it names the file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise LatentsError(f"{path}: no such file of latents")
-    try:
-        tensors, metadata = read_safetensors(path)
-    except CheckpointError as error:
-        raise LatentsError(f"{path}: expected latents, got a damaged file or no safetensors") from error
-    if metadata.get("format") != _FORMAT:
-        names = ", ".join(sorted(tensors)[:3]) or "nothing"
-        raise LatentsError(f"{path}: expected latents that `fastshape encode` wrote, got tensors {names}")
-    if metadata.get("format_version") != str(_VERSION):
-        raise LatentsError(
-            f"{path}: the latents have format version {metadata.get('format_version')}; "
-            f"this release reads {_VERSION}"
-        )
-    try:
-        return _encoded(tensors, metadata)
-    except (KeyError, ValueError, TypeError) as error:
-        raise LatentsError(f"{path}: the latents' metadata is damaged ({error!r})") from error
-
-
-def _encoded(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Encoded:
-    def value(name: str) -> Any:
-        return json.loads(metadata[name])
-
-    coords, resolution = tensors.get("coords"), None
-    levels = len(tensors) - ("coords" in tensors)
-    latents = tuple(tensors[f"latents.{number}"] for number in range(levels))
-    for level in latents:
-        if level.dim() != 3 or level.dtype not in _DTYPES or not bool(level.isfinite().all()):
-            raise ValueError(
-                f"a level has shape {tuple(level.shape)} and dtype {level.dtype}, or is not finite"
-            )
-    if [level.shape[1] for level in latents] != value("tokens"):
-        raise ValueError(f"tokens are {metadata['tokens']}")
-    if coords is not None:
-        resolution = int(value("resolution"))
-        _require_voxels(coords, latents[0].shape[1], resolution)
-    x, y, z = (float(part) for part in value("center"))
-    scale = float(value("scale"))
-    if not scale > 0:
-        raise ValueError(f"scale is {scale}")
-    return Encoded(
-        latents=latents,
-        normalization=Normalization((x, y, z), scale),
-        model=metadata["model"],
-        weights=metadata["weights"],
-        fingerprint=metadata["fingerprint"],
-        seed=int(value("seed")),
-        sampled=bool(value("sampled")),
-        version=metadata["fastshape"],
-        coords=coords,
-        resolution=resolution,
-    )
-
-
-def _require_voxels(coords: Tensor, count: int, resolution: int) -> None:
-    if coords.shape != (count, 3) or coords.dtype != torch.int32:
-        raise ValueError(f"coords have shape {tuple(coords.shape)} and dtype {coords.dtype}")
-    if bool(((coords < 0) | (coords >= resolution)).any()):
-        raise ValueError(f"coords are not in [0, {resolution})")
-    if len(coords.unique(dim=0)) != count:
-        raise ValueError("a voxel is there twice")
+    exact = torch.tensor([*frame.center, frame.scale], dtype=torch.float64)
+    rounded = exact.float().double()
+    shift = float((rounded[:3] - exact[:3]).abs().max()) * frame.scale
+    stretch = abs(float(rounded[3]) / frame.scale - 1)
+    if not shift + stretch <= _HARMLESS:
+        return frame
+    x, y, z, scale = rounded.tolist()
+    return Normalization((x, y, z), scale)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastshape.geometry import Evaluation, Mesh, Normalization, SurfaceKind, evaluate
-from fastshape.models import Autoencoder, SparseStructureVAE, TripoSFVAE
+from fastshape.models import VAT, Autoencoder, FieldAutoencoder, SparseStructureVAE, TripoSFVAE
+from fastshape.ops.tokens import Tokens
 from fastshape.pipelines.encode_inputs import encoder_inputs
-from fastshape.pipelines.latents import Encoded, LatentsError
+from fastshape.pipelines.latents import Encoded, LatentsError, short_frame
 from fastshape.pipelines.sparse_inputs import sparse_inputs
 from fastshape.pipelines.structure import (
     encode_structure,
@@ -58,7 +58,7 @@ class Reconstruction:
 
     @property
     def latents(self) -> tuple[Tensor, ...]:
-        """(1, M_l, C_l) of each level, the finest first; one level for most models."""
+        """(1, M_l, C_l) of each level, the finest first; one level for most models; none of codes."""
         return self.encoded.latents
 
     @property
@@ -139,6 +139,7 @@ def encode_mesh(
     num_points: int | None = None,
     num_tokens: int | Sequence[int] | None = None,
     sample_posterior: bool = False,
+    quantize: bool = True,
     seed: int = 0,
     on_stage: OnStage | None = None,
 ) -> Encoded:
@@ -155,6 +156,7 @@ def encode_mesh(
             levels an integer is the number of the finest, and the others follow in proportion; or a number
             for each level.
         sample_posterior: draw the latents from the posterior, not its mode.
+        quantize: of a model with a codebook the codes; False gives the latents that they are made of.
         seed: of the points, and of that draw.
         on_stage: called with the name of each stage as it begins.
 
@@ -162,7 +164,16 @@ def encode_mesh(
         ValueError: a mesh without surface, or a number of tokens that the model cannot have.
     """
     return _encode(
-        mesh, model, resolution, num_points, num_tokens, sample_posterior, seed, on_stage, check=True
+        mesh,
+        model,
+        resolution,
+        num_points,
+        num_tokens,
+        sample_posterior,
+        seed,
+        on_stage,
+        quantize=quantize,
+        check=True,
     )[0]
 
 
@@ -267,6 +278,7 @@ def _encode(
     seed: int,
     on_stage: OnStage | None,
     *,
+    quantize: bool = True,
     check: bool = False,
 ) -> tuple[Encoded, Mesh, Tensor | None]:
     """The encoded mesh, with the weights' fingerprint where that is to be checked; the normalized mesh; of a
@@ -294,7 +306,7 @@ def _encode(
             tokens, coords = encode_triposf(finer, given, sample_posterior, generator)
         encoded = _encoded(model, (tokens,), given.normalization, seed, sample_posterior, stages, check)
         return (
-            dataclasses.replace(encoded, coords=coords, resolution=finer.config.resolution),
+            replace(encoded, coords=coords, resolution=finer.config.resolution),
             given.mesh,
             None,
         )
@@ -305,9 +317,21 @@ def _encode(
         encode: Any = model.encode
         posterior = encode(*clouds, num_latents=counts)
         latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+        codes = _codes(model, latents) if quantize else None
     levels = (latents,) if isinstance(latents, Tensor) else tuple(latents)
     encoded = _encoded(model, levels, inputs.normalization, seed, sample_posterior, stages, check)
+    if codes is not None:
+        encoded = replace(encoded, latents=(), codes=codes)
     return encoded, inputs.mesh, None
+
+
+def _codes(model: FieldAutoencoder, latents: Any) -> Tokens | None:
+    """What a model that quantizes makes of latents (1, K, d); None of another."""
+    if not isinstance(model, VAT) or model.quantizer is None or not model.quantizing:
+        return None
+    quantizer = model.quantizer
+    tokens = quantizer.quantize(latents).tokens[0].cpu()
+    return Tokens(tokens, quantizer.scales, quantizer.num_codes, len(quantizer.scales))
 
 
 def _encoded(
@@ -321,7 +345,7 @@ def _encoded(
 ) -> Encoded:
     return Encoded(
         latents=tuple(level.float().cpu() for level in levels),
-        normalization=normalization,
+        normalization=short_frame(normalization),
         model=type(model).__name__,
         weights=model.title,
         fingerprint=model.fingerprint() if check else "",
@@ -329,6 +353,27 @@ def _encoded(
         sampled=sampled,
         seconds=stages.seconds,
     )
+
+
+def _features(encoded: Encoded, model: FieldAutoencoder, device: torch.device) -> Any:
+    """What the decoder makes of codes, or of latents as they are.
+
+    Raises:
+        LatentsError: codes of another codebook.
+    """
+    if encoded.codes is not None:
+        codes, scales, num_codes, _ = encoded.codes
+        quantizer = model.quantizer if isinstance(model, VAT) else None
+        if quantizer is None or (quantizer.scales, quantizer.num_codes) != (scales, num_codes):
+            raise LatentsError(
+                f"these are codes of {num_codes} on scales {scales}, which {model.title} does not decode"
+            )
+        assert isinstance(model, VAT)
+        return model.decode_tokens(codes[None].to(device))
+    levels = [level.to(device, torch.float32) for level in encoded.latents]
+    if isinstance(model, VAT):
+        return model.decode(levels[0], quantize=False)
+    return model.decode(levels if isinstance(model.config.num_latents, tuple) else levels[0])
 
 
 @torch.no_grad()
@@ -355,14 +400,12 @@ def _decode(
             fine = finer.decode(latents, prune=prune, memory=memory)
         with stages("extract"):
             return finer.extract(fine), None
-    levels = [level.to(stages.device, torch.float32) for level in encoded.latents]
     if isinstance(model, SparseStructureVAE):
         with stages("decode"):
-            logits = model.decode(tokens_to_volume(levels[0]))
+            logits = model.decode(tokens_to_volume(encoded.latents[0].to(stages.device, torch.float32)))
         with stages("extract"):
             return structure_mesh(model, logits), logits
     with stages("decode"):
-        own = model.config.num_latents
-        features = model.decode(levels if isinstance(own, tuple) else levels[0])
+        features = _features(encoded, model, stages.device)
     with stages("extract"):
         return model.extract(features, LATTICE if resolution is None else resolution, surface=surface), None

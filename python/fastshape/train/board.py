@@ -11,7 +11,7 @@ import torch
 
 from fastshape.geometry import Mesh, NoSurfaceError, render
 from fastshape.geometry.optional import require
-from fastshape.models import SparseStructureVAE
+from fastshape.models import NextScaleTransformer, SparseStructureVAE
 from fastshape.train.validate import decode
 
 DIRECTORY = "tensorboard"
@@ -53,7 +53,12 @@ class TensorBoard:
             self._writer.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, step)
 
     def pictures(self, step: int, model: Any, shapes: Sequence[Any]) -> None:
-        """The surfaces of the first shapes, each a picture of its own name, so that steps can be compared."""
+        """The surfaces of the first shapes, each a picture of its own name, so that steps can be compared.
+
+        A model of tokens has none: without its tokenizer it knows of no shapes.
+        """
+        if isinstance(model, NextScaleTransformer):
+            return
         device = next(model.parameters()).device
         for index, shape in enumerate(shapes[:_PICTURES]):
             mesh = reconstruction(model, shape, device)

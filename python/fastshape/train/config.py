@@ -1,4 +1,4 @@
-"""The configuration of a training run: what all have, and what is of fields and of structures."""
+"""The configuration of a training run: what all have, and what is of fields, of structures and of tokens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from fastshape.losses.volumes import STRUCTURE_LOSSES
 from fastshape.models import (
     MODELS,
     FieldAutoencoder,
+    NextScaleConfig,
+    NextScaleTransformer,
     PretrainedModel,
     SparseStructureConfig,
     SparseStructureVAE,
@@ -38,9 +40,6 @@ class RunConfig:
             points.
         micro_batch_size: shapes of one forward and backward pass of a process, whose gradients are summed;
             None takes the process's whole share. Smaller ones need less memory and give the same gradient.
-        kl_weight: weight of the KL divergence, a mean over tokens and channels.
-        sample_posterior: decode a sample of the posterior; False decodes its mode. With very few shapes the
-            latents carry little beside noise, and a decoder that only ever saw noise is off at the mode.
         learning_rate: the peak, reached after `warmup_steps` of linear growth, then a cosine down to
             `final_learning_rate` at the last step.
         weight_decay, betas, adam_eps: of AdamW.
@@ -61,8 +60,6 @@ class RunConfig:
     steps: int = 1000
     batch_size: int = 1
     micro_batch_size: int | None = None
-    kl_weight: float = 1e-3
-    sample_posterior: bool = True
     learning_rate: float = 1e-4
     final_learning_rate: float = 1e-6
     warmup_steps: int = 0
@@ -165,7 +162,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig(RunConfig):
+class AutoencoderTrainConfig(RunConfig):
+    """What the training of every autoencoder has.
+
+    Attributes:
+        kl_weight: weight of the KL divergence, a mean over tokens and channels.
+        sample_posterior: decode a sample of the posterior; False decodes its mode. With very few shapes the
+            latents carry little beside noise, and a decoder that only ever saw noise is off at the mode.
+    """
+
+    kl_weight: float = 1e-3
+    sample_posterior: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig(AutoencoderTrainConfig):
     """Everything that decides the result of training a field, besides the shapes.
 
     Attributes:
@@ -182,6 +193,10 @@ class TrainConfig(RunConfig):
             `fastshape.train.initialize`, from which small models learn several times faster.
         augment: how the training shapes are moved: "none", "axes", or a paper's way, "vecset", "lagem" or
             "dora"; see `fastshape.train.augment`.
+        vq_weight: weight of a quantizer's loss, of codebook and commitment.
+        continuous_share: share of the steps, the first ones, in which a model with a quantizer is trained
+            without it; then the codebook begins with the k-means of what the encoder has learned.
+        revive_every: steps between replacements of the codes that nothing takes.
         data_on_device: keep all shapes on the training device and draw batches there: what a small model on a
             GPU needs in order not to wait. The shapes must have as many points each.
     """
@@ -198,6 +213,9 @@ class TrainConfig(RunConfig):
     token_probabilities: tuple[float, ...] = ()
     token_warmup: float = 0.0
     initialization: str = "default"
+    vq_weight: float = 0.2
+    continuous_share: float = 0.0
+    revive_every: int = 500
     data_on_device: bool = False
 
     models = MODELS
@@ -210,6 +228,10 @@ class TrainConfig(RunConfig):
                 raise ValueError(f"`{kind}_queries` must not be negative, got {count}")
         if not any(self.queries.values()):
             raise ValueError("`volume_queries`, `near_queries` and `sharp_near_queries` must not all be 0")
+        if not 0.0 <= self.continuous_share < 1.0:
+            raise ValueError(f"`continuous_share` must be in [0, 1), got {self.continuous_share}")
+        if self.revive_every < 1:
+            raise ValueError(f"`revive_every` must be at least 1, got {self.revive_every}")
         if self.initialization not in ("default", "kernel"):
             raise ValueError(f"`initialization` must be 'default' or 'kernel', got {self.initialization!r}")
         if self.augment in ("vecset", "lagem") and self.output != "occupancy":
@@ -248,13 +270,18 @@ class TrainConfig(RunConfig):
         return {kind: getattr(self, f"{kind}_queries") for kind in QUERY_KINDS}
 
     @property
+    def quantize_from(self) -> int:
+        """The first step that quantizes, counted from 0."""
+        return int(self.continuous_share * self.steps)
+
+    @property
     def output(self) -> str:
-        """What the model's field is: "occupancy", "tsdf" or "sdf"."""
+        """What the model's field is: "occupancy", "soft_occupancy", "tsdf" or "sdf"."""
         return getattr(self.model, "output", "occupancy")
 
 
 @dataclass(frozen=True)
-class StructureTrainConfig(RunConfig):
+class StructureTrainConfig(AutoencoderTrainConfig):
     """Everything that decides the result of training a structure autoencoder, besides the shapes.
 
     Attributes:
@@ -292,6 +319,49 @@ class StructureTrainConfig(RunConfig):
         return self.model.resolution if self.crop is None else self.crop
 
 
+@dataclass(frozen=True)
+class TokenTrainConfig(RunConfig):
+    """Everything that decides the result of training a next-scale transformer, besides shapes and tokenizer.
+
+    Attributes:
+        variants: encodings of each shape that are made before the training, each of other points of its
+            surface; every step takes a random one.
+        augment: how those after the first are moved: "none", "axes", or "dora"; see
+            `fastshape.train.augment`.
+        scale_counts: numbers of first scales, ascending, one of which is drawn for each step; empty: always
+            all. The last scales have most of the tokens, and a coarse one learns from a step without them as
+            much.
+        scale_probabilities: of `scale_counts`; empty: all alike.
+    """
+
+    model: ModelConfig = field(default_factory=NextScaleConfig)
+    variants: int = 1
+    scale_counts: tuple[int, ...] = ()
+    scale_probabilities: tuple[float, ...] = ()
+
+    models = MappingProxyType({NextScaleTransformer.__name__: NextScaleTransformer})
+    augmentations = ("none", "axes", "dora")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert isinstance(self.model, NextScaleConfig)
+        for name in ("scale_counts", "scale_probabilities"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
+        if self.variants < 1:
+            raise ValueError(f"`variants` must be at least 1, got {self.variants}")
+        counts, probabilities = self.scale_counts, self.scale_probabilities
+        if any(not 1 <= count <= len(self.model.scales) for count in counts) or list(counts) != sorted(
+            set(counts)
+        ):
+            raise ValueError(
+                f"`scale_counts` must be in [1, {len(self.model.scales)}] and ascending, got {counts}"
+            )
+        if probabilities and (len(probabilities) != len(counts) or min(probabilities) <= 0):
+            raise ValueError(
+                f"`scale_probabilities` must be positive, one for each of {len(counts)}, got {probabilities}"
+            )
+
+
 def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The inverse of any configuration's `to_dict`; the model's class says of which.
 
@@ -299,7 +369,7 @@ def config_from_dict(values: Mapping[str, Any]) -> RunConfig:
         ValueError: an unknown field or class, or a bad value.
     """
     name = dict(values.get("model", {})).get("class", VecSetVAE.__name__)
-    kinds: tuple[type[RunConfig], ...] = (TrainConfig, StructureTrainConfig)
+    kinds: tuple[type[RunConfig], ...] = (TrainConfig, StructureTrainConfig, TokenTrainConfig)
     for kind in kinds:
         if name in kind.models:
             return kind.from_dict(values)

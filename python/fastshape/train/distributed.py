@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,27 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model, or one whose backward pass averages the gradients of all processes."""
+    def wrap(self, model: nn.Module, *, unused: bool = False) -> nn.Module:
+        """The model, or one whose backward pass averages the gradients of all processes.
+
+        `unused`: there are steps that do not use all parameters.
+        """
         if self.world_size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes."""
+        if self.world_size > 1:
+            values = values.clone()
+            torch.distributed.all_reduce(values)
+        return values
+
+    def share(self, values: Tensor) -> None:
+        """Overwrites a tensor with that of rank 0."""
+        if self.world_size > 1:
+            torch.distributed.broadcast(values, 0)
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is set in any process."""

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastshape.losses import distance_loss, occupancy_loss, tsdf_loss
-from fastshape.models import CheckpointMetadata, FieldAutoencoder, PretrainedModel
+from fastshape.losses import distance_loss, occupancy_loss, soft_occupancy, tsdf_loss
+from fastshape.models import VAT, CheckpointMetadata, FieldAutoencoder, PretrainedModel, VATConfig
 from fastshape.nn.posterior import Generators
 from fastshape.runtime.files import atomic_path
 from fastshape.runtime.interrupt import delayed_interrupt
 from fastshape.train import checkpoint, recipes
 from fastshape.train.board import open_board
-from fastshape.train.config import RunConfig, StructureTrainConfig, TrainConfig
+from fastshape.train.codebook import CodebookCare
+from fastshape.train.config import RunConfig, StructureTrainConfig, TokenTrainConfig, TrainConfig
 from fastshape.train.data import (
     Batch,
     PreparedDataset,
@@ -37,7 +38,10 @@ from fastshape.train.distributed import Processes, processes
 from fastshape.train.initialize import initialize_as_kernel
 from fastshape.train.resident import ResidentSamples
 from fastshape.train.structure import GridBatch, sample_grids, structure_losses, validate_structure
+from fastshape.train.tokens import TokenBatch, TokenDataset, sample_tokens, token_losses, validate_tokens
 from fastshape.train.validate import validate
+
+AnyBatch = Batch | GridBatch | TokenBatch
 
 MODEL_DIRECTORY = "model"
 METRICS_FILE = "metrics.jsonl"
@@ -57,7 +61,7 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def losses(values: Tensor, posterior: Any, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """The parts of a batch's loss: "loss", the weighted sum, then each kind of query and "kl".
+    """The parts of a batch's loss: "loss", the weighted sum, then each kind of query, "kl" and "vq".
 
     Args:
         values: (B, Q) of the model.
@@ -74,19 +78,27 @@ def losses(values: Tensor, posterior: Any, batch: Batch, config: TrainConfig) ->
             continue
         if config.output == "occupancy":
             parts[kind] = occupancy_loss(answers, labels)
+        elif config.output == "soft_occupancy":
+            ramp = soft_occupancy(labels, config.model.truncation)  # type: ignore[attr-defined]
+            parts[kind] = occupancy_loss(answers, ramp)
         elif config.output == "tsdf":
             parts[kind] = tsdf_loss(answers, labels, config.model.truncation)  # type: ignore[attr-defined]
         else:
             parts[kind] = distance_loss(answers, labels)
     total = sum((getattr(config, f"{kind}_weight") * part for kind, part in parts.items()), torch.zeros(()))
     parts["kl"] = posterior.kl().mean()
-    return {"loss": total + config.kl_weight * parts["kl"], **parts}
+    total = total + config.kl_weight * parts["kl"]
+    coded = getattr(posterior, "coded", None)
+    if coded is not None:
+        parts["vq"] = coded.loss
+        total = total + config.vq_weight * coded.loss
+    return {"loss": total, **parts}
 
 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch | GridBatch,
+    batch: AnyBatch,
     config: RunConfig,
     step: int,
     *,
@@ -97,7 +109,7 @@ def train_step(
     Args:
         model: the model, or its data parallel wrapper.
         optimizer: of its parameters.
-        batch: of `sample_batch`, or of `sample_grids`.
+        batch: of `sample_batch`, `sample_grids` or `sample_tokens`.
         config: of the run.
         step: counted from 0; it decides the learning rate and, with the rank, every draw.
         rank: of this process.
@@ -108,7 +120,7 @@ def train_step(
     noise = _posterior_noise(config, step, rank, share, batch.device)
     size = config.micro_batch_size or share
     summed: dict[str, Tensor] = {}
-    pieces: Sequence[Batch | GridBatch] = batch.split(size)
+    pieces: Sequence[AnyBatch] = batch.split(size)
     for index, piece in enumerate(pieces):
         weight = piece.size / share
         with (
@@ -119,6 +131,8 @@ def train_step(
             if isinstance(piece, GridBatch):
                 assert isinstance(config, StructureTrainConfig)
                 parts = structure_losses(model, piece, config, one)
+            elif isinstance(piece, TokenBatch):
+                parts = token_losses(model, piece, one)
             else:
                 assert isinstance(config, TrainConfig)
                 parts = _field_losses(model, piece, config, step, one)
@@ -177,9 +191,11 @@ def fit(
     Args:
         config: what to train and how.
         samples: the shapes, `ShapeSamples`, or `ShapeVoxels` for a `StructureTrainConfig`; a `ShapeDataset`
-            or `VoxelDataset` reads them from the disk as they are needed.
+            or `VoxelDataset` reads them from the disk as they are needed. A `TokenDataset` for a
+            `TokenTrainConfig`.
         validation: shapes that are not trained on; every `validate_every` steps and at the end `validate`
-            compares the (averaged) model's field with their labels, `validate_structure` its voxels.
+            compares the (averaged) model's field with their labels, `validate_structure` its voxels,
+            `validate_tokens` its probabilities.
         initial: a model whose parameters the run begins with; None begins with random ones. A
             `PreparationWarning` says where its training data was prepared in another way than `samples`.
         output_dir: gets `checkpoint.safetensors` (every `checkpoint_every` steps, and on Ctrl-C),
@@ -265,7 +281,7 @@ class _Run:
             initialize_as_kernel(self.model, keyed_generator(config.seed, "initialization"))
         if initial is not None:
             _require_same_model(initial, config)
-            self.model.load_state_dict(initial.state_dict())
+            self.model.load_state_dict({**self.model.state_dict(), **initial.state_dict()})
             if isinstance(samples, PreparedDataset):
                 initial.check_preparation(samples.prepared.spec.to_dict())
         self.model.metadata = _metadata(samples, initial)
@@ -278,9 +294,14 @@ class _Run:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.codebook: CodebookCare | None = None
+        if isinstance(config, TrainConfig) and isinstance(self.model, VAT) and self.model.config.quantize:
+            begun = initial is not None and initial.config.quantize
+            self.codebook = CodebookCare(self.model, self.average, self.optimizer, config, group, begun=begun)
         if config.compile:
             self.model.compile()
-        self.trained = group.wrap(self.model)
+        staged = isinstance(config, TrainConfig) and config.continuous_share > 0
+        self.trained = group.wrap(self.model, unused=self.codebook is not None and staged)
         self.initial = initial
 
     @property
@@ -296,7 +317,7 @@ class _Run:
     @cached_property
     def data(self) -> list[str]:
         """What the run was made of, by hashes that are taken once."""
-        if isinstance(self.samples, PreparedDataset):
+        if isinstance(self.samples, PreparedDataset | TokenDataset):
             hashes = [self.samples.fingerprint()]  # a million shapes are not read for their hash
         else:
             hashes = [shape.fingerprint() for shape in self.samples]
@@ -320,7 +341,7 @@ class _Run:
         if self.group.first:
             _trim_metrics(self.directory / METRICS_FILE, self.done)
 
-    def batches(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, Batch | GridBatch]]:
+    def batches(self, stack: contextlib.ExitStack) -> Iterator[tuple[int, AnyBatch]]:
         """The batches to come, each drawn while the step before it works."""
         share: dict[str, Any] = {"rank": self.group.rank, "world_size": self.group.world_size}
         if isinstance(self.config, TrainConfig) and self.config.data_on_device:
@@ -330,9 +351,12 @@ class _Run:
             return
         pool = stack.enter_context(ThreadPoolExecutor(1, "fastshape-batches"))
 
-        def draw(step: int) -> Batch | GridBatch:
+        def draw(step: int) -> AnyBatch:
             if isinstance(self.config, StructureTrainConfig):
                 return sample_grids(self.samples, self.config, step, **share)
+            if isinstance(self.config, TokenTrainConfig):
+                assert isinstance(self.samples, TokenDataset)
+                return sample_tokens(self.samples, self.config, step, **share)
             assert isinstance(self.config, TrainConfig)
             return sample_batch(self.samples, self.config, step, **share)
 
@@ -347,14 +371,21 @@ class _Run:
     def validate(self, shapes: Sequence[Any]) -> dict[str, float]:
         if isinstance(self.config, StructureTrainConfig):
             return validate_structure(self.result, shapes, device=self.group.device)
+        if isinstance(shapes, TokenDataset):
+            return validate_tokens(self.result, shapes, device=self.group.device)
         assert isinstance(self.config, TrainConfig)
-        return validate(self.result, shapes, self.config, device=self.group.device)
+        scores = validate(self.result, shapes, self.config, device=self.group.device)
+        return scores if self.codebook is None else {**scores, **self.codebook.scores()}
 
-    def step(self, batch: Batch | GridBatch, step: int) -> dict[str, Tensor]:
+    def step(self, batch: AnyBatch, step: int) -> dict[str, Tensor]:
+        if self.codebook is not None:
+            self.codebook.before(step, self.samples)
         parts = train_step(self.trained, self.optimizer, batch, self.config, step, rank=self.group.rank)
         if self.average is not None:
             assert self.config.ema_decay is not None
             update_average(self.average, self.model, self.config.ema_decay)
+        if self.codebook is not None:
+            self.codebook.after(step)
         self.done = step + 1
         return parts
 
@@ -370,6 +401,8 @@ class _Run:
 
     def finish(self) -> Any:
         result = self.result.eval()
+        if self.codebook is not None:
+            self.codebook.finish()
         if self.directory is not None and self.group.first:
             result.save_pretrained(self.directory / MODEL_DIRECTORY)
         self.group.barrier()
@@ -430,13 +463,18 @@ def _synchronized(model: nn.Module, last: bool) -> contextlib.AbstractContextMan
 
 def _metadata(samples: Sequence[Any], initial: PretrainedModel | None) -> CheckpointMetadata:
     """What the trained model says of its data."""
+    if isinstance(samples, TokenDataset):
+        return samples.metadata
     if isinstance(samples, PreparedDataset):
         return CheckpointMetadata(preparation=samples.prepared.spec.to_dict())
     return CheckpointMetadata() if initial is None else initial.metadata
 
 
 def _require_same_model(initial: PretrainedModel, config: RunConfig) -> None:
-    if type(initial) is not config.model_class or initial.config != config.model:
+    wanted: Any = config.model
+    if isinstance(initial, VAT) and isinstance(wanted, VATConfig) and not initial.config.quantize:
+        wanted = dataclasses.replace(wanted, quantize=False)  # what comes before quantization
+    if type(initial) is not config.model_class or initial.config != wanted:
         raise ValueError(
             f"`initial` must be the model of the configuration, {config.model}, got {initial.config}"
         )

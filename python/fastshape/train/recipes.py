@@ -8,16 +8,20 @@ from types import MappingProxyType
 from typing import Any
 
 from fastshape.models import (
+    VAT,
     DoraConfig,
     DoraVAE,
     LaGeM,
     LaGeMConfig,
+    NextScaleConfig,
+    NextScaleTransformer,
     SparseStructureConfig,
     SparseStructureVAE,
+    VATConfig,
     VecSetConfig,
     VecSetVAE,
 )
-from fastshape.train.config import RunConfig, StructureTrainConfig, TrainConfig
+from fastshape.train.config import RunConfig, StructureTrainConfig, TokenTrainConfig, TrainConfig
 
 
 def vecset_single() -> TrainConfig:
@@ -123,6 +127,50 @@ def lagem_tiny() -> TrainConfig:
     )
 
 
+def vat_tiny() -> TrainConfig:
+    """The shipped VAT model: 1.5 M parameters, trained on two thousand shapes on one CPU core in two stages.
+
+    256 latents, ten scales, 680 tokens of 11 bits. The paper's field is occupancy; here it is a truncated
+    signed distance, as with the other small models, and far points weigh more: the coarse shape is what it
+    learns in so few steps.
+    """
+    return TrainConfig(
+        model=VATConfig(
+            dim=128,
+            heads=4,
+            encoder_depth=2,
+            depth=2,
+            num_latents=256,
+            latent_dim=16,
+            num_inputs=1024,
+            plane_size=8,
+            channels=(64, 48, 32),
+            plane_dim=16,
+            mlp_dim=64,
+            num_codes=2048,
+            output="tsdf",
+            truncation=0.05,
+        ),
+        **{
+            **_TINY,
+            "steps": 3000,
+            "batch_size": 4,
+            "continuous_share": 0.6,
+            "revive_every": 100,
+            "volume_queries": 512,
+            "sharp_near_queries": 128,
+            "volume_weight": 1.0,
+            "near_weight": 0.3,
+            "sharp_near_weight": 0.3,
+            "kl_weight": 1e-6,
+            "validate_every": 600,
+            "token_counts": (),
+            "token_probabilities": (),
+            "token_warmup": 0.0,
+        },
+    )
+
+
 _TINY: dict[str, Any] = {
     "steps": 3600,
     "volume_queries": 256,
@@ -214,6 +262,31 @@ def _lagem(name: str, shapes: int) -> TrainConfig:
     )
 
 
+def _vat(name: str) -> TrainConfig:
+    """A published VAT size: batch 256, 200,000 steps of continuous latents and 100,000 of quantized ones.
+
+    Warm-up, weight decay and clipping are ours; one cosine goes over both stages.
+    """
+    return TrainConfig(
+        model=VAT.configs[name],
+        steps=300_000,
+        continuous_share=2 / 3,
+        batch_size=256,
+        volume_queries=20_000,
+        near_queries=20_000,
+        volume_weight=0.5,  # one mean over volume and near
+        near_weight=0.5,
+        kl_weight=1e-4,
+        vq_weight=0.2,
+        learning_rate=1e-4,
+        warmup_steps=5000,
+        betas=(0.9, 0.99),
+        gradient_clip=1.0,
+        ema_decay=0.99,
+        bfloat16=True,
+    )
+
+
 def structure_tiny() -> StructureTrainConfig:
     """The shipped structure model: grids of 64^3 to 16^3 latents of 8 channels, trained on a CPU core.
 
@@ -259,17 +332,75 @@ def _structure(name: str) -> StructureTrainConfig:
     )
 
 
+def vat_tiny_ar() -> TokenTrainConfig:
+    """The shipped generator: 1.7 M parameters that say the tokens of `vat-tiny`, without a condition.
+
+    Most steps are about the first scales, which decide the shape: the last two have six tenths of the tokens.
+    """
+    tokenizer = vat_tiny().model
+    assert isinstance(tokenizer, VATConfig)
+    return TokenTrainConfig(
+        model=NextScaleConfig(
+            scales=tokenizer.all_scales,
+            vocab_size=tokenizer.num_codes,
+            code_dim=tokenizer.latent_dim,
+            dim=128,
+            depth=6,
+            heads=4,
+            shared_modulation=True,
+        ),
+        variants=2,
+        scale_counts=(6, 8, 10),
+        scale_probabilities=(0.4, 0.3, 0.3),
+        steps=1500,
+        batch_size=8,
+        learning_rate=1.5e-3,
+        final_learning_rate=2e-5,
+        warmup_steps=100,
+        weight_decay=0.05,
+        betas=(0.9, 0.95),
+        gradient_clip=2.0,
+        ema_decay=0.995,
+        checkpoint_every=250,
+        validate_every=500,
+        num_threads=1,
+    )
+
+
+def _vat_ar(name: str) -> TokenTrainConfig:
+    """A published size of VAT's second stage: batch 1600, on 96 GPUs for a week.
+
+    How many steps that were is not said; these are ours, as are warm-up, weight decay and clipping, and how
+    often conditions are left out. These come from `--conditions`.
+    """
+    return TokenTrainConfig(
+        model=NextScaleTransformer.configs[name],
+        steps=200_000,
+        batch_size=1600,
+        learning_rate=1e-4,
+        warmup_steps=5000,
+        weight_decay=0.05,
+        betas=(0.9, 0.99),
+        gradient_clip=2.0,
+        bfloat16=True,
+    )
+
+
 RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
     {
         "vecset-single": vecset_single,
         "vecset-tiny": vecset_tiny,
         "dora-tiny": dora_tiny,
         "lagem-tiny": lagem_tiny,
+        "vat-tiny": vat_tiny,
         "structure-tiny": structure_tiny,
         **{f"vecset-{name.replace('_', '-')}": partial(_vecset, name) for name in VecSetVAE.configs},
         **{f"dora-{name}": partial(_dora, name) for name in DoraVAE.configs},
         "lagem-objaverse": partial(_lagem, "objaverse", 600_000),
         "lagem-shapenet": partial(_lagem, "shapenet", 48_600),
+        **{f"vat-{name.replace('_', '-')}": partial(_vat, name) for name in VAT.configs},
+        "vat-tiny-ar": vat_tiny_ar,
+        **{f"{name}-ar": partial(_vat_ar, name) for name in ("vat", "vat-0.5b")},
         **{f"structure-{name}": partial(_structure, name) for name in SparseStructureVAE.configs},
     }
 )
