@@ -155,6 +155,9 @@ inline float largest_lane(Vector<float> a) { return largest_lane((__m256)a.v); }
 #endif
 #endif
 
+inline float logarithm(float x) { return __builtin_logf(x); }
+inline double logarithm(double x) { return __builtin_log(x); }
+
 // Zero in the first `valid` lanes, -infinity behind them.
 template <class T>
 inline Vector<T> tail_mask(int64_t valid) {

@@ -74,12 +74,31 @@ inline void tiles_of_rows(int rows, const E* a, int64_t a_row, int64_t a_step, c
   }
 }
 
+// Rows that are needed soon, asked for a few at a time between tiles: they come while the tiles are
+// worked on. More at once than the processor can wait for would be dropped.
+struct Ahead {
+  static constexpr int kRows = 8;  // of a tile
+  const char** rows;
+  int64_t count = 0, written = 0;  // from `written` on rows are written to
+  int bytes;
+  int64_t at = 0;
+  void some() {
+    const int64_t end = smaller(at + kRows, count);
+    for (; at < end; ++at) {
+      if (at < written)
+        for (int b = 0; b < bytes; b += 64) __builtin_prefetch(rows[at] + b, 0, 2);
+      else
+        for (int b = 0; b < bytes; b += 64) __builtin_prefetch(rows[at] + b, 1, 2);
+    }
+  }
+};
+
 // `columns` counts lanes and is a multiple of a register's; panel p of b begins at p * b_panel.
 // Rows are cut into tiles of nearly equal height.
 template <class E>
 inline void product(int64_t rows, int64_t columns, int64_t depth, const E* a, int64_t a_row,
                     int64_t a_step, const E* b, int64_t b_step, int64_t b_panel, total<E>* c,
-                    int64_t c_row, bool add) {
+                    int64_t c_row, bool add, Ahead* ahead = nullptr) {
   if (rows == 0) return;
   const int64_t bands = (rows + kTileRows - 1) / kTileRows;
   for (int64_t n = 0; n < columns; n += kPanel<E>, b += b_panel) {
@@ -89,6 +108,7 @@ inline void product(int64_t rows, int64_t columns, int64_t depth, const E* a, in
       const int height = static_cast<int>((rows - m) / (bands - band));
       const E* from = a + m * a_row;
       total<E>* to = c + m * c_row + n;
+      if (ahead != nullptr) ahead->some();
       switch (registers) {
         case 1:
           tiles_of_rows<E, 1>(height, from, a_row, a_step, b, b_step, depth, to, c_row, add);
@@ -135,6 +155,14 @@ inline W dot(const W* a, const W* b, int n) {
     for (int j = 0; j < 8; ++j) part[j] += a[i + j] * b[i + j];
   return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
 }
+#if defined(__AVX2__)
+inline float dot(const float* a, const float* b, int n) {
+  __m256 part = _mm256_setzero_ps();
+  for (int i = 0; i < n; i += 8)
+    part = _mm256_add_ps(part, _mm256_mul_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i)));
+  return sum_of_lanes(part);
+}
+#endif
 
 template <class W>
 inline W norm_of(const W* x, int n) {
@@ -182,6 +210,18 @@ inline void widen_row(const float* from, float* to, int n) {
   for (; i < n; ++i) to[i] = from[i];
 }
 
+// factor times a row.
+template <class W, class T>
+inline void scale_row(const W* from, W factor, T* to, int n) {
+  for (int i = 0; i < n; ++i) narrow(from[i] * factor, to + i);
+}
+inline void scale_row(const float* from, float factor, float* to, int n) {
+  const Vector<float> by = broadcast(factor);
+  int i = 0;
+  for (; i + kLanes<float> <= n; i += kLanes<float>) store(to + i, load(from + i) * by);
+  for (; i < n; ++i) to[i] = from[i] * factor;
+}
+
 #if defined(__AVX512F__)
 inline void widen_row(const Float16* from, float* to, int n) {
   for (int i = 0; i < n; i += 8) {
@@ -194,6 +234,9 @@ inline void widen_row(const Float16* from, float* to, int n) {
 template <class T, class W>
 inline void prepare_row(const T* from, W* to, const Preparation<W>& how, int64_t row) {
   const int n = how.head_dim;
+  if constexpr (std::is_same<T, W>::value) {
+    if (how.gamma == nullptr && how.rope == nullptr) return scale_row(from, how.factor, to, n);
+  }
   widen_row(from, to, n);
   if (how.gamma != nullptr) {
     const W factor =
@@ -210,6 +253,7 @@ template <class T, class W>
 inline void prepare_row_backward(const T* from, const W* grad, T* out, W* gamma_sum,
                                  const Preparation<W>& how, int64_t row) {
   const int n = how.head_dim;
+  if (how.gamma == nullptr && how.rope == nullptr) return scale_row(grad, how.factor, out, n);
   W x[kMaxHeadDim], g[kMaxHeadDim];
   for (int i = 0; i < n; ++i) g[i] = grad[i] * how.factor;
   if (how.rope != nullptr) turn(g, how, row, W(-1));
@@ -320,15 +364,11 @@ inline void pack_transposed(const E* const* rows, int64_t count, int n, E* panel
   }
 }
 
-// Asks for rows [begin, end) of a list, of one head, ahead of their use.
-template <bool kToWrite, class T>
-inline void fetch_rows(const HeadRows<T>& rows, const int64_t* list, int64_t begin, int64_t end,
-                       int64_t head, int n) {
-  constexpr int kLine = 64 / static_cast<int>(sizeof(T));
-  for (int64_t i = begin; i < end; ++i) {
-    const T* const row = head_row(rows, list[i], head);
-    for (int d = 0; d < n; d += kLine) __builtin_prefetch(row + d, kToWrite ? 1 : 0);
-  }
+template <class T>
+inline void add_rows(Ahead& ahead, const HeadRows<T>& rows, const int64_t* list, int64_t count,
+                     int64_t head) {
+  for (int64_t i = 0; i < count; ++i)
+    ahead.rows[ahead.count++] = reinterpret_cast<const char*>(head_row(rows, list[i], head));
 }
 
 // Whether prepared rows are the rows as they lie in memory.
@@ -390,6 +430,9 @@ inline void softmax_rows(W* scores, int64_t rows, int64_t ld, int64_t keys, W* l
   }
 }
 
+// Queries are prepared, and their results finished, a block at a time: what is written often is
+// little and stays in the first cache. Of more than one chunk of keys the results are summed in the
+// scratch memory.
 template <class T>
 void forward_item(const AttentionForward<T>& task, const AttentionItem& item, int64_t head,
                   void* scratch) {
@@ -400,26 +443,33 @@ void forward_item(const AttentionForward<T>& task, const AttentionItem& item, in
   const int32_t first_key = in.keys.offsets[item.sequence];
   const int32_t end_key = in.keys.offsets[item.sequence + 1];
   const int64_t most_keys = smaller(kKeyChunk, end_key - first_key);
+  const bool one_chunk = end_key - first_key <= kKeyChunk;
   const Preparation<W> query_how = query_preparation(in, head), key_how = key_preparation(in, head);
   const bool plain_keys = is_plain<T>(key_how);
-  // What is in use lies close together: of a short sequence all of it stays in the caches.
   Scratch memory{static_cast<unsigned char*>(scratch)};
   auto* const query_rows = memory.take<int64_t>(queries);
   auto* const key_rows = memory.take<int64_t>(most_keys);
   auto* const key_list = memory.take<const W*>(most_keys);
   W* const largest = memory.take<W>(queries);
   W* const sum = memory.take<W>(queries);
-  W* const q = memory.take<W>(queries * n);
-  W* const k_panels = memory.take<W>((most_keys + kPanel<W>)*n);
+  W* const q = memory.take<W>(kQueryBlock * n);
   W* const scores = memory.take<W>(kQueryBlock * round_up(most_keys, kLanes<W>));
+  W* const k_panels = memory.take<W>((most_keys + kPanel<W>)*n);
   W* const v = memory.take<W>(most_keys * columns);
-  W* const out = memory.take<W>(queries * columns);
+  W* const sums = memory.take<W>((one_chunk ? kQueryBlock : queries) * columns);
   W* const k = memory.take<W>(plain_keys ? 0 : most_keys * n);
+  W* const lse = task.lse + head * in.queries.total;
+  Ahead ahead{memory.take<const char*>(2 * (queries + most_keys)), 0, 0,
+              n * static_cast<int>(sizeof(T))};
 
   rows_of(in.queries, item.sequence, item.begin_q, item.end_q, query_rows);
-  for (int64_t i = 0; i < queries; ++i)
-    prepare_row(head_row(in.q, query_rows[i], head), q + i * n, query_how, query_rows[i]);
-
+  if (first_key == end_key) {
+    for (int64_t i = 0; i < queries; ++i) {
+      T* const to = head_row(task.out, query_rows[i], head);
+      for (int d = 0; d < n; ++d) narrow(W(0), to + d);
+      lse[query_rows[i]] = -static_cast<W>(__builtin_huge_val());
+    }
+  }
   for (int32_t begin = first_key; begin < end_key; begin += kKeyChunk) {
     const int32_t end = end_key - begin < kKeyChunk ? end_key : begin + kKeyChunk;
     const int64_t keys = end - begin, ld = round_up(keys, kLanes<W>);
@@ -436,75 +486,82 @@ void forward_item(const AttentionForward<T>& task, const AttentionItem& item, in
       for (int64_t d = n; d < columns; ++d) to[d] = 0;
     }
     pack_transposed(key_list, keys, n, k_panels);
-    const bool first = begin == first_key, fetch = first && head + 1 < in.num_heads;
+    const bool first = begin == first_key;
+    if (first && head + 1 < in.num_heads) {  // they lie behind this head's
+      add_rows(ahead, in.q, query_rows, queries, head + 1);
+      add_rows(ahead, in.k, key_rows, keys, head + 1);
+      add_rows(ahead, in.v, key_rows, keys, head + 1);
+      ahead.written = ahead.count;
+      add_rows(ahead, task.out, query_rows, queries, head + 1);
+    }
     for (int64_t i = 0; i < queries; i += kQueryBlock) {
       const int64_t rows = smaller(kQueryBlock, queries - i);
-      if (first) fetch_rows<true>(task.out, query_rows, i, i + rows, head, n);
-      if (fetch) {  // the next head's rows lie behind this one's: they come during the products
-        const int64_t from = i * keys / queries, to = (i + rows) * keys / queries;
-        fetch_rows<false>(in.q, query_rows, i, i + rows, head + 1, n);
-        fetch_rows<false>(in.k, key_rows, from, to, head + 1, n);
-        fetch_rows<false>(in.v, key_rows, from, to, head + 1, n);
+      W* const out = sums + (one_chunk ? 0 : i * columns);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = query_rows[i + r];
+        prepare_row(head_row(in.q, row, head), q + r * n, query_how, row);
       }
-      product<W>(rows, ld, n, q + i * n, n, 1, k_panels, kPanel<W>, kPanel<W> * n, scores, ld,
-                 false);
-      softmax_rows(scores, rows, ld, keys, largest + i, sum + i, out + i * columns,
-                   static_cast<int>(columns), first);
-      product<W>(rows, columns, keys, scores, ld, 1, v, columns, kPanel<W>, out + i * columns,
-                 columns, !first);
+      product<W>(rows, ld, n, q, n, 1, k_panels, kPanel<W>, kPanel<W> * n, scores, ld, false,
+                 &ahead);
+      softmax_rows(scores, rows, ld, keys, largest + i, sum + i, out, static_cast<int>(columns),
+                   first);
+      product<W>(rows, columns, keys, scores, ld, 1, v, columns, kPanel<W>, out, columns, !first,
+                 &ahead);
+      if (end != end_key) continue;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = query_rows[i + r];
+        scale_row(out + r * columns, W(1) / sum[i + r], head_row(task.out, row, head), n);
+        lse[row] = largest[i + r] + logarithm(sum[i + r]);
+      }
     }
-  }
-
-  W* const lse = task.lse + head * in.queries.total;
-  const W infinity = static_cast<W>(__builtin_huge_val());
-  for (int64_t i = 0; i < queries; ++i) {
-    T* const to = head_row(task.out, query_rows[i], head);
-    const bool empty = first_key == end_key;
-    const W inverse = empty ? W(0) : W(1) / sum[i];
-    for (int d = 0; d < n; ++d) narrow(empty ? W(0) : out[i * columns + d] * inverse, to + d);
-    lse[query_rows[i]] =
-        empty ? -infinity : largest[i] + static_cast<W>(__builtin_log(static_cast<double>(sum[i])));
   }
 }
 
 // ---- Backward ----------------------------------------------------------------------------------
 
-// Whole sequences, in chunks of keys, and within these in chunks of queries. With more than one
-// chunk of keys the queries' gradients are summed in the scratch memory.
+// Whole sequences, in chunks of keys, and within these in blocks of queries. Of more than one chunk
+// of keys the queries' gradients are summed in the scratch memory.
 template <class T>
 void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t head,
                    wide<T>* q_gamma_sum, wide<T>* k_gamma_sum, void* scratch) {
   using W = wide<T>;
   const Attention<T>& in = task.in;
+  constexpr int64_t kBlock = kBackwardQueryBlock;
   const int n = in.head_dim;
   const int64_t columns = round_up(n, kLanes<W>);
   const int32_t first_query = in.queries.offsets[sequence];
   const int32_t end_query = in.queries.offsets[sequence + 1];
   const int32_t first_key = in.keys.offsets[sequence], end_key = in.keys.offsets[sequence + 1];
-
-  const int64_t most_queries = smaller(kQueryChunk, end_query - first_query);
+  const int64_t queries = end_query - first_query;
   const int64_t most_keys = smaller(kKeyChunk, end_key - first_key);
+  const bool one_chunk = end_key - first_key <= kKeyChunk;
   const bool plain_values = std::is_same<T, W>::value;
+
   Scratch memory{static_cast<unsigned char*>(scratch)};
-  auto* const query_rows = memory.take<int64_t>(most_queries);
   auto* const key_rows = memory.take<int64_t>(most_keys);
   auto* const list = memory.take<const W*>(most_keys);
-  W* const lse = memory.take<W>(most_queries);
-  W* const delta = memory.take<W>(most_queries);
-  W* const q = memory.take<W>(most_queries * columns);
-  W* const grad_out = memory.take<W>(most_queries * columns);
+  W* const q = memory.take<W>(kBlock * columns);
+  W* const grad_out = memory.take<W>(kBlock * columns);
   W* const k = memory.take<W>(most_keys * columns);
   W* const k_panels = memory.take<W>((most_keys + kPanel<W>)*n);
   W* const v_panels = memory.take<W>((most_keys + kPanel<W>)*n);
-  W* const p = memory.take<W>(kBackwardQueryBlock * round_up(most_keys, kLanes<W>));
-  W* const ds = memory.take<W>(kBackwardQueryBlock * round_up(most_keys, kLanes<W>));
+  W* const p = memory.take<W>(kBlock * round_up(most_keys, kLanes<W>));
+  W* const ds = memory.take<W>(kBlock * round_up(most_keys, kLanes<W>));
   W* const grad_k = memory.take<W>(most_keys * columns);
   W* const grad_v = memory.take<W>(most_keys * columns);
-  W* const grad_q = memory.take<W>((end_query - first_query) * columns);
   W* const v = memory.take<W>(plain_values ? 0 : most_keys * n);
+  W* const grad_q_sums = memory.take<W>((one_chunk ? kBlock : queries) * columns);
 
   const Preparation<W> query_how = query_preparation(in, head), key_how = key_preparation(in, head);
   const W* const lse_of_head = task.lse + head * in.queries.total;
+  if (first_key == end_key) {
+    for (int32_t at = first_query; at < end_query; ++at) {
+      const int64_t row = row_of(in.queries, sequence, at);
+      for (int64_t d = 0; d < columns; ++d) q[d] = 0;
+      prepare_row_backward(head_row(in.q, row, head), q, head_row(task.grad_q, row, head),
+                           q_gamma_sum, query_how, row);
+    }
+  }
   for (int32_t begin = first_key; begin < end_key; begin += kKeyChunk) {
     const int32_t end = end_key - begin < kKeyChunk ? end_key : begin + kKeyChunk;
     const int64_t keys = end - begin, ld = round_up(keys, kLanes<W>);
@@ -525,83 +582,61 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
         widen_row(from, v + j * n, n);
     }
     pack_transposed(list, keys, n, v_panels);
-    for (int64_t i = 0; i < keys * columns; ++i) grad_k[i] = 0;
-    for (int64_t i = 0; i < keys * columns; ++i) grad_v[i] = 0;
 
-    for (int32_t begin_q = first_query; begin_q < end_query; begin_q += kQueryChunk) {
-      const int32_t end_q = end_query - begin_q < kQueryChunk ? end_query : begin_q + kQueryChunk;
-      const int64_t queries = end_q - begin_q;
-      const bool fetch = begin == first_key && begin_q == first_query;
-      rows_of(in.queries, sequence, begin_q, end_q, query_rows);
-      for (int64_t i = 0; i < queries; ++i) {
-        const int64_t row = query_rows[i];
-        W* const to = q + i * columns;
+    for (int64_t i = 0; i < queries; i += kBlock) {
+      const int64_t rows = smaller(kBlock, queries - i);
+      int64_t query_rows[kBlock];
+      W lse[kBlock], delta[kBlock];
+      const auto first_row = static_cast<int32_t>(first_query + i);
+      rows_of(in.queries, sequence, first_row, static_cast<int32_t>(first_row + rows), query_rows);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = query_rows[r];
+        W *const to = q + r * columns, *const g = grad_out + r * columns;
         prepare_row(head_row(in.q, row, head), to, query_how, row);
-        W* const g = grad_out + i * columns;
         widen_row(head_row(task.grad_out, row, head), g, n);
-        W o[kMaxHeadDim];
-        widen_row(head_row(task.out, row, head), o, n);
-        delta[i] = dot(g, o, n);
-        lse[i] = lse_of_head[row];
+        const T* const o = head_row(task.out, row, head);
+        if constexpr (std::is_same<T, W>::value) {
+          delta[r] = dot(g, o, n);
+        } else {
+          W wide_o[kMaxHeadDim];
+          widen_row(o, wide_o, n);
+          delta[r] = dot(g, wide_o, n);
+        }
+        lse[r] = lse_of_head[row];
         for (int64_t d = n; d < columns; ++d) to[d] = g[d] = 0;
       }
-      W* const grad_q_chunk = grad_q + (begin_q - first_query) * columns;
-      for (int64_t i = 0; i < queries; i += kBackwardQueryBlock) {
-        const int64_t rows = smaller(kBackwardQueryBlock, queries - i);
-        const W *const q_rows = q + i * columns, *const g_rows = grad_out + i * columns;
-        if (fetch) {
-          const int64_t from = i * keys / queries, to = (i + rows) * keys / queries;
-          fetch_rows<true>(task.grad_q, query_rows, i, i + rows, head, n);
-          fetch_rows<true>(task.grad_k, key_rows, from, to, head, n);
-          fetch_rows<true>(task.grad_v, key_rows, from, to, head, n);
-          if (head + 1 < in.num_heads) {
-            fetch_rows<false>(in.q, query_rows, i, i + rows, head + 1, n);
-            fetch_rows<false>(task.grad_out, query_rows, i, i + rows, head + 1, n);
-            fetch_rows<false>(task.out, query_rows, i, i + rows, head + 1, n);
-            fetch_rows<false>(in.k, key_rows, from, to, head + 1, n);
-            fetch_rows<false>(in.v, key_rows, from, to, head + 1, n);
-          }
+      product<W>(rows, ld, n, q, columns, 1, k_panels, kPanel<W>, kPanel<W> * n, p, ld, false);
+      product<W>(rows, ld, n, grad_out, columns, 1, v_panels, kPanel<W>, kPanel<W> * n, ds, ld,
+                 false);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Vector<W> subtract = broadcast(lse[r]), less = broadcast(delta[r]);
+        W *const p_row = p + r * ld, *const ds_row = ds + r * ld;
+        for (int64_t j = 0; j < ld; j += kLanes<W>) {
+          const Vector<W> here = exponential(load(p_row + j) - subtract);
+          store(p_row + j, here);
+          store(ds_row + j, here * (load(ds_row + j) - less));
         }
-        product<W>(rows, ld, n, q_rows, columns, 1, k_panels, kPanel<W>, kPanel<W> * n, p, ld,
-                   false);
-        product<W>(rows, ld, n, g_rows, columns, 1, v_panels, kPanel<W>, kPanel<W> * n, ds, ld,
-                   false);
-        for (int64_t r = 0; r < rows; ++r) {
-          const Vector<W> subtract = broadcast(lse[i + r]), less = broadcast(delta[i + r]);
-          W *const p_row = p + r * ld, *const ds_row = ds + r * ld;
-          for (int64_t j = 0; j < ld; j += kLanes<W>) {
-            const Vector<W> here = exponential(load(p_row + j) - subtract);
-            store(p_row + j, here);
-            store(ds_row + j, here * (load(ds_row + j) - less));
-          }
-        }
-        product<W>(rows, columns, keys, ds, ld, 1, k, columns, kPanel<W>,
-                   grad_q_chunk + i * columns, columns, begin != first_key);
-        product<W>(keys, columns, rows, p, 1, ld, g_rows, columns, kPanel<W>, grad_v, columns,
-                   true);
-        product<W>(keys, columns, rows, ds, 1, ld, q_rows, columns, kPanel<W>, grad_k, columns,
-                   true);
       }
+      W* const grad_q = grad_q_sums + (one_chunk ? 0 : i * columns);
+      product<W>(rows, columns, keys, ds, ld, 1, k, columns, kPanel<W>, grad_q, columns,
+                 begin != first_key);
+      if (end == end_key)
+        for (int64_t r = 0; r < rows; ++r)
+          prepare_row_backward(head_row(in.q, query_rows[r], head), grad_q + r * columns,
+                               head_row(task.grad_q, query_rows[r], head), q_gamma_sum, query_how,
+                               query_rows[r]);
+      product<W>(keys, columns, rows, p, 1, ld, grad_out, columns, kPanel<W>, grad_v, columns,
+                 i != 0);
+      product<W>(keys, columns, rows, ds, 1, ld, q, columns, kPanel<W>, grad_k, columns, i != 0);
     }
     for (int64_t j = 0; j < keys; ++j) {
       const int64_t row = key_rows[j];
-      prepare_row_backward(head_row(in.k, row, head), grad_k + j * columns,
-                           head_row(task.grad_k, row, head), k_gamma_sum, key_how, row);
-      T* const to = head_row(task.grad_v, row, head);
-      for (int d = 0; d < n; ++d) narrow(grad_v[j * columns + d], to + d);
-    }
-  }
-
-  if (first_key == end_key)
-    for (int64_t i = 0; i < (end_query - first_query) * columns; ++i) grad_q[i] = 0;
-  for (int32_t begin_q = first_query; begin_q < end_query; begin_q += kQueryChunk) {
-    const int32_t end_q = end_query - begin_q < kQueryChunk ? end_query : begin_q + kQueryChunk;
-    rows_of(in.queries, sequence, begin_q, end_q, query_rows);
-    for (int64_t i = 0; i < end_q - begin_q; ++i) {
-      const int64_t row = query_rows[i];
-      prepare_row_backward(head_row(in.q, row, head),
-                           grad_q + (begin_q - first_query + i) * columns,
-                           head_row(task.grad_q, row, head), q_gamma_sum, query_how, row);
+      T *const to_k = head_row(task.grad_k, row, head), *const to_v = head_row(task.grad_v, row, head);
+      if (queries == 0)
+        for (int64_t d = 0; d < columns; ++d) grad_k[j * columns + d] = grad_v[j * columns + d] = 0;
+      prepare_row_backward(head_row(in.k, row, head), grad_k + j * columns, to_k, k_gamma_sum,
+                           key_how, row);
+      scale_row(grad_v + j * columns, W(1), to_v, n);
     }
   }
 }
