@@ -24,6 +24,7 @@ from fastshape import geometry, models, ops, pipelines
 from fastshape.cli.app import _size
 from fastshape.models import TripoSFConfig, TripoSFVAE, triposf
 from fastshape.nn import SparseTensor, SubdivideBlock
+from fastshape.pipelines.sparse_inputs import NUM_POINTS
 from fastshape.pipelines.triposf import sparseflex_of
 from fastshape.runtime.memory import peak_bytes, reset_peak, resident_bytes
 
@@ -78,6 +79,8 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=1024, help="voxels of the surface; default: 1024")
     parser.add_argument("--memory", type=_size, help="of a chunk's subdivision; default: the official chunks")
     parser.add_argument("--weights", help="an official checkpoint; default: random weights of its size")
+    parser.add_argument("--points", type=int, default=NUM_POINTS, help=f"default: {NUM_POINTS}")
+    parser.add_argument("--bfloat16", action="store_true", help="half precision, as the official code runs")
     parser.add_argument("-o", "--output", type=Path, help="the mesh to write")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -89,13 +92,19 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {torch.get_num_threads()} threads")
     source = geometry.load(options.mesh)
     draw = torch.Generator().manual_seed(0)
-    inputs = stage("sample", lambda: pipelines.sparse_inputs(source, model, generator=draw))
+    inputs = stage(
+        "sample",
+        lambda: pipelines.sparse_inputs(source, model, num_points=options.points, generator=draw),
+    )
     print(f"{len(inputs.voxels):,} voxels of {model.config.resolution}^3, {len(inputs.points):,} points")
     keep_what_is_touched(model, inputs.mesh)
     begin = time.perf_counter()
     features = stage("points", lambda: model.point_features(inputs.points, inputs.voxels))
-    latents = stage("encode", lambda: model.encoder.moments(features).mode())
-    tokens = stage("decoder", lambda: model.decoder(latents))
+    half = torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16)
+    with half:
+        latents = stage("encode", lambda: model.encoder.moments(features).mode())
+        features = latents  # the points' are not needed any more
+        tokens = stage("decoder", lambda: model.decoder(latents))
     count = model._chunk_count(tokens, None, options.memory)
     parts = triposf._chunks(tokens.coords[:, 1:], model.config.resolution, count)
     sizes = [int(rows.sum()) for _, rows, _ in parts]
@@ -103,7 +112,8 @@ def main() -> None:
         f"{len(sizes)} of {count}^3 chunks have voxels, at most {max(sizes):,} with the margin, "
         f"{sum(sizes):,} in all"
     )
-    fine = stage("subdivide", lambda: model._decode_item(tokens, True, "exact", None, options.memory))
+    with half:
+        fine = stage("subdivide", lambda: model._decode_item(tokens, True, "exact", None, options.memory))
     print(f"{len(fine):,} voxels of {options.resolution}^3 are left")
     exact = sparseflex_of(inputs.mesh, options.resolution)
     fine = fine.replace(exact.feats[ops.lookup_voxels(exact.coords, fine.coords)])

@@ -141,8 +141,7 @@ void forward_pairs(const AttentionForward<BFloat16>& task, const AttentionItem& 
     const bool empty = first_key == end_key;
     const float inverse = empty ? 0.0f : 1.0f / sum[i];
     for (int d = 0; d < n; ++d) narrow(empty ? 0.0f : out[i * columns + d] * inverse, to + d);
-    lse[query_rows[i]] =
-        empty ? -infinity : largest[i] + logarithm(sum[i]);
+    lse[query_rows[i]] = empty ? -infinity : largest[i] + logarithm(sum[i]);
   }
 }
 

@@ -631,7 +631,8 @@ void backward_item(const AttentionBackward<T>& task, int64_t sequence, int64_t h
     }
     for (int64_t j = 0; j < keys; ++j) {
       const int64_t row = key_rows[j];
-      T *const to_k = head_row(task.grad_k, row, head), *const to_v = head_row(task.grad_v, row, head);
+      T *const to_k = head_row(task.grad_k, row, head), *const to_v =
+                                                            head_row(task.grad_v, row, head);
       if (queries == 0)
         for (int64_t d = 0; d < columns; ++d) grad_k[j * columns + d] = grad_v[j * columns + d] = 0;
       prepare_row_backward(head_row(in.k, row, head), grad_k + j * columns, to_k, k_gamma_sum,
