@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastshape.runtime.files import changes
-from fastshape.runtime.interrupt import delayed_interrupt
+from fastshape.runtime.interrupt import delayed_interrupt, kept_interrupt
 from fastshape.runtime.memory import peak_bytes, peak_of, resident_bytes
 
 CPU = torch.device("cpu")
@@ -62,6 +62,17 @@ def test_ctrl_c_waits():
             signal.raise_signal(signal.SIGINT)  # the second acts as ever
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
+def test_ctrl_c_is_not_lost():
+    with kept_interrupt() as check:
+        check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)  # as ever; whoever drops it
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_other_threads_see_no_signals():

@@ -16,6 +16,7 @@ from fastshape.models import Autoencoder, PretrainedModel
 from fastshape.pipelines.evaluate import to_json
 from fastshape.pipelines.inputs import source_digest
 from fastshape.pipelines.reconstruct import Reconstruction, reconstruct
+from fastshape.runtime.interrupt import kept_interrupt
 
 RECORDS_FOLDER = "shapes"
 
@@ -157,19 +158,22 @@ def reconstruct_files(
     settings = settings or ReconstructSettings()
     stamp = json.loads(to_json({"fastshape": __version__, **vars(settings), **(about or {})}))
     records = []
-    for job in jobs:
-        if on_start is not None:
-            on_start(job)
-        path = folder / RECORDS_FOLDER / f"{job.name}.json"
-        digest = _digest(job.source)
-        record = _earlier(path, job, digest, stamp) if resume else None
-        if record is None:
-            record = _attempt(job, model, settings)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, to_json({**record, "sha256": digest, "settings": stamp}))
-        records.append(record)
-        if on_item is not None:
-            on_item(record)
+    with kept_interrupt() as check:
+        for job in jobs:
+            if on_start is not None:
+                on_start(job)
+            path = folder / RECORDS_FOLDER / f"{job.name}.json"
+            digest = _digest(job.source)
+            record = _earlier(path, job, digest, stamp) if resume else None
+            if record is None:
+                record = _attempt(job, model, settings)
+                check()  # before what may be an interrupt is written down as a bad mesh
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, to_json({**record, "sha256": digest, "settings": stamp}))
+            records.append(record)
+            if on_item is not None:
+                on_item(record)
+            check()
     return records
 
 

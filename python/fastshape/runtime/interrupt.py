@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for a step to end."""
+"""Ctrl-C that waits for a step to end, and Ctrl-C that is not lost."""
 
 from __future__ import annotations
 
@@ -26,5 +26,34 @@ def delayed_interrupt() -> Iterator[Callable[[], bool]]:
     signal.signal(signal.SIGINT, note)
     try:
         yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def kept_interrupt() -> Iterator[Callable[[], None]]:
+    """Ctrl-C as ever, and not lost: what this gives raises KeyboardInterrupt if one came that ended nothing.
+
+    Python raises it wherever it happens to be, which may be a finalizer or a call from C whose errors are
+    dropped, or turned into others.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    asked = False
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
     finally:
         signal.signal(signal.SIGINT, previous)
