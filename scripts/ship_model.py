@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("meshes", type=Path)
     parser.add_argument("--time", required=True, help="how long it took, on what")
-    parser.add_argument("--number", type=int, default=20, help="meshes; default: 20")
+    parser.add_argument("--number", type=int, default=14, help="meshes; default: 14")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     options = parser.parse_args()
