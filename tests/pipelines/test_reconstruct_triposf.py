@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -14,9 +16,11 @@ from fastshape.checkpoints import triposf as official
 from fastshape.cli import main
 from fastshape.geometry import Mesh, NoSurfaceError, shapes
 from fastshape.models import CheckpointError, TripoSFConfig, TripoSFVAE
+from fastshape.models.triposf import _voxel_numbers
 from fastshape.nn import SparseTensor
 from fastshape.pipelines import LatentsError
 from fastshape.pipelines.triposf import sparseflex_of
+from fastshape.runtime.memory import peak_of
 from fastshape.testing import icosphere
 
 CONFIG = TripoSFConfig(
@@ -200,21 +204,27 @@ def test_memory_decides_the_chunks(model):
 
 
 @torch.no_grad()
-def test_smaller_chunks_take_less_memory(model):
-    """What the estimate says of a chunk holds for it."""
-    from fastshape.models.triposf import _voxel_numbers
-    from fastshape.runtime.memory import peak_of
-
-    finer = model.at_resolution(16)
+def subdivision_memory() -> tuple[int | None, int]:
+    """Bytes that a subdivision took, None where the system does not tell, and what the estimate says."""
+    torch.manual_seed(0)
+    model = TripoSFVAE(CONFIG).eval().at_resolution(16)
     voxels = ops.voxelize_mesh(bowl().vertices / 2, bowl().faces, 16, (-0.5, 0.5))
-    tokens = finer.decoder(SparseTensor(torch.nn.functional.pad(voxels, (1, 0)), torch.zeros(len(voxels), 8)))
-    finer.decoder.subdivide(tokens)  # libraries allocate their own at the first call
-    peak = peak_of(lambda: finer.decoder.subdivide(tokens), torch.device("cpu"), exact=True)
+    tokens = model.decoder(SparseTensor(torch.nn.functional.pad(voxels, (1, 0)), torch.zeros(len(voxels), 8)))
+    model.decoder.subdivide(tokens)  # libraries allocate their own at the first call
+    cpu = torch.device("cpu")
+    # What the system rounds up to large pages differs from call to call, and only adds.
+    peaks = [peak_of(lambda: model.decoder.subdivide(tokens), cpu, exact=True) for _ in range(5)]
+    peak = None if None in peaks else min(p for p in peaks if p is not None)
+    return peak, 4 * _voxel_numbers(model.config) * len(tokens)
+
+
+def test_smaller_chunks_take_less_memory():
+    """What the estimate says of a chunk holds for it; in a process without a history in its memory."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        peak, estimate = pool.submit(subdivision_memory).result()
     if peak is None:
         pytest.skip("the system does not tell the memory")
-    estimate = 4 * _voxel_numbers(finer.config) * len(tokens)
-    pages = 48 << 20  # the system rounds up to large pages, more of them in a process with a long history
-    assert 0.3 * estimate < peak < 1.3 * estimate + pages
+    assert 0.3 * estimate < peak < 1.3 * estimate
 
 
 def test_nothing_kept_is_no_surface(model):
