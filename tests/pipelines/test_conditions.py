@@ -311,16 +311,33 @@ def test_from_meshes_to_a_generator_that_is_shown_a_picture(
     assert code == 0, err
     assert geometry.load(tmp_path / "new" / "seed-0000.glb").num_faces > 20
 
-    # Shapes that the folder does not know are refused before anything is encoded.
+    # A shape that the folder does not know is refused before anything is encoded.
     (tmp_path / "more").mkdir()
     geometry.save(shapes.torus(segments=30), tmp_path / "more" / "torus.ply")
-    spec = PreparedFolder(prepared).spec
-    pipelines.prepare([tmp_path / "more"], tmp_path / "unknown", spec, workers=1)
-    code, _, err = command("train", "vat-tiny-ar", tmp_path / "unknown", "-o", tmp_path / "x", *training)
+    meshes, spec = [prepared.parent / "in", tmp_path / "more"], PreparedFolder(prepared).spec
+    pipelines.prepare(meshes, tmp_path / "larger", spec, workers=1)
+    words = ["train", "vat-tiny-ar", tmp_path / "larger", "-o", tmp_path / "next", *training]
+    code, _, err = command(*words)
     assert code == 2
-    assert f"{tmp_path / 'told'}: holds no conditions of 1 of the 1 shapes" in err
+    assert f"{tmp_path / 'told'}: holds no conditions of 1 of the 5 shapes" in err
     assert err.count("\n") == 1
-    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "next").exists()
+    code, _, err = command(*words, "--allow-missing")
+    assert code == 0, err
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, prepared, vision, monkeypatch):
+    plain = conditions_module.orbit
+
+    def stopped(mesh, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return plain(mesh, **options)
+
+    monkeypatch.setattr(conditions_module, "orbit", stopped)
+    words = ["conditions", prepared, "-o", tmp_path, "--image-model", vision, "--views", 1]
+    assert main([*map(str, words), "--picture-size", "16"]) == 130
+    err = capsys.readouterr().err
+    assert f"fastshape: stopped after 1 of 4 items; to go on: fastshape conditions {prepared}" in err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def run(options: argparse.Namespace) -> int:
         console.print(
             f"{untold:,} of {len(shapes):,} shapes have no caption: their text is not known", style="yellow"
         )
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device or "cpu"
+    if options.device is None and torch.cuda.is_available():  # torchrun's processes share the GPUs
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     image = text = None
     if options.image_model is not None:
         image = models.ImageConditioner(options.image_model).to(device)
