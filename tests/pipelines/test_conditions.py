@@ -21,7 +21,13 @@ from fastshape.pipelines import conditions as conditions_module
 from fastshape.pipelines import make_conditions, read_captions, shape_sources
 from fastshape.pipelines.status import read_lines
 
-SHAPES = 4
+MESHES = {
+    "torus": shapes.torus(segments=7),
+    "knot": shapes.knot(segments=24),
+    "pipe": shapes.half_pipe(segments=8),
+    "needle": shapes.torus(0.1, 0.9, segments=8),
+}
+SHAPES = len(MESHES)
 SETTINGS = {"views": 5, "picture_size": 40}  # none of the meshes looks alike after a fifth of a turn
 
 
@@ -50,9 +56,9 @@ def prepared(tmp_path_factory):
     """What `fastshape prepare` writes, of a few meshes and a copy of one."""
     folder = tmp_path_factory.mktemp("shapes")
     (folder / "in").mkdir()
-    for segments in range(6, 6 + SHAPES):
-        geometry.save(shapes.torus(segments=segments), folder / "in" / f"torus-{segments}.ply")
-    (folder / "in" / "copy.ply").write_bytes((folder / "in" / "torus-7.ply").read_bytes())
+    for name, mesh in MESHES.items():
+        geometry.save(mesh, folder / "in" / f"{name}.ply")
+    (folder / "in" / "copy.ply").write_bytes((folder / "in" / "knot.ply").read_bytes())
     spec = PrepareSpec.preset("vat", num_surface=400, num_volume=50, num_near=50)
     pipelines.prepare([folder / "in"], folder / "out", spec, workers=1)
     return folder / "out"
@@ -67,7 +73,7 @@ def keys(prepared):
 def told(prepared, image, text, tmp_path_factory):
     """Conditions of all shapes, a caption of two of them."""
     folder = tmp_path_factory.mktemp("told")
-    captions = {"torus-6": "a chair", "in/torus-8.ply": "a"}
+    captions = {"torus": "a chair", "in/pipe.ply": "a"}
     make_conditions(shape_sources([prepared], captions), folder, image=image, text=text, **SETTINGS)
     return folder
 
@@ -85,7 +91,7 @@ def test_each_shape_has_its_own_pictures_and_caption(prepared, keys, told, image
     assert len(folder) == SHAPES
     assert folder.names == ["text", "image"]
     assert folder.fields == {"text_dim": 16, "image_dim": 16, "image_tokens": 5}
-    captions = {"torus-6.ply": "a chair", "torus-8.ply": "a"}
+    captions = {"torus.ply": "a chair", "pipe.ply": "a"}
     elevations = set()
     for line, condition in zip(read_lines(prepared / "index.jsonl"), folder, strict=True):
         with safe_open(told / line["file"], framework="pt") as file:
@@ -116,7 +122,7 @@ def test_what_a_stopped_run_made_is_kept(prepared, keys, told, image, text, tmp_
         return plain(mesh, **options)
 
     monkeypatch.setattr(conditions_module, "orbit", counted)
-    captions = {"torus-6": "a chair", "torus-8": "a"}
+    captions = {"torus": "a chair", "pipe": "a"}
 
     def make(captions=captions, **changes):
         return make_conditions(
@@ -134,7 +140,7 @@ def test_what_a_stopped_run_made_is_kept(prepared, keys, told, image, text, tmp_
     assert tree(tmp_path) == tree(told)
     assert ConditionFolder(tmp_path, keys).fingerprint == ConditionFolder(told, keys).fingerprint
     # Another caption is another condition, of that shape alone; other pictures are for another folder.
-    report = make({"torus-6": "a chair", "torus-8": "chair"})
+    report = make({"torus": "a chair", "pipe": "chair"})
     assert (report.counts["done"], report.counts["ok"]) == (3, 1)
     assert ConditionFolder(tmp_path, keys).fingerprint != ConditionFolder(told, keys).fingerprint
     with pytest.raises(
@@ -157,8 +163,7 @@ def test_what_a_stopped_run_made_is_kept(prepared, keys, told, image, text, tmp_
 def test_meshes_that_are_gone(prepared, keys, image, tmp_path, monkeypatch):
     lines = list(read_lines(prepared / "index.jsonl"))
     sources = shape_sources([prepared])
-    gone = sources[0]
-    duplicates = next(shape for shape in sources if len(shape.paths) == 2)
+    gone, broken, _, duplicates = sorted(sources, key=lambda shape: len(shape.paths))
     moved = tmp_path / "elsewhere" / "renamed.ply"
     moved.parent.mkdir()
     moved.write_bytes(Path(gone.paths[0]).read_bytes())
@@ -166,7 +171,6 @@ def test_meshes_that_are_gone(prepared, keys, image, tmp_path, monkeypatch):
     places = {path: path for shape in sources for path in shape.paths}
     places[gone.paths[0]] = str(tmp_path / "nowhere.ply")
     places[duplicates.paths[0]] = str(tmp_path / "other.ply")  # its copy is still there
-    broken = sources[-1] if sources[-1] is not duplicates else sources[-2]
     changed = [
         pipelines.ShapeSource(shape.key, shape.digest, tuple(places[path] for path in shape.paths))
         for shape in sources
@@ -207,8 +211,8 @@ def test_captions_find_their_meshes(prepared, tmp_path):
 
     source = shape_sources([prepared])[0].paths[0]
     assert captions_of({source: "whole"}) == {Path(source).stem: "whole"}
-    assert captions_of({"in/torus-8": "long", "torus-8": "short"}) == {"torus-8": "long"}
-    assert captions_of({"torus-7": "by its copy's other name", "of no mesh": "x"}) == {
+    assert captions_of({"in/pipe": "long", "pipe": "short"}) == {"pipe": "long"}
+    assert captions_of({"knot": "by its copy's other name", "of no mesh": "x"}) == {
         "copy": "by its copy's other name"
     }
     with pytest.raises(
@@ -216,10 +220,10 @@ def test_captions_find_their_meshes(prepared, tmp_path):
     ):
         captions_of({"chair": "a chair"})
     table = tmp_path / "captions.csv"
-    table.write_text('path,caption\n./torus-6.ply,"a chair, say"\ntorus-7,\n')
-    assert read_captions(table) == {"torus-6.ply": "a chair, say"}
-    (tmp_path / "captions.json").write_text(json.dumps({"torus-6": "a chair"}))
-    assert read_captions(tmp_path / "captions.json") == {"torus-6": "a chair"}
+    table.write_text('path,caption\n./torus.ply,"a chair, say"\nknot,\n')
+    assert read_captions(table) == {"torus.ply": "a chair, say"}
+    (tmp_path / "captions.json").write_text(json.dumps({"torus": "a chair"}))
+    assert read_captions(tmp_path / "captions.json") == {"torus": "a chair"}
     for content in ("uid,text\n1,a\n", "path,caption\n1\n"):
         table.write_text(content)
         with pytest.raises(PrepareError, match=r"captions\.csv: expected a \.csv with the columns path and"):
@@ -270,6 +274,32 @@ def test_a_step_draws_one_view_of_each_shape(prepared, keys, told, tmp_path):
         train.TokenDataset(samples.tokens, tokenizer, conditions=ConditionFolder(told, keys[1:]))
 
 
+def test_a_picture_says_which_shape(prepared, keys, told, image, tmp_path):
+    tokenizer = tiny("VAT")
+    conditions = ConditionFolder(told, keys)
+    dataset = train.ShapeDataset(prepared)
+    samples = train.encode_tokens(tokenizer, dataset, tmp_path, conditions=conditions, progress=False)
+    fields = {**train.token_fields(tokenizer), "image_dim": 16, "image_tokens": 5, "drop_condition": 0.0}
+    model = train.fit(
+        train.TokenTrainConfig(
+            model=models.NextScaleConfig(dim=16, depth=2, heads=2, **fields),
+            steps=140,
+            batch_size=SHAPES,
+            learning_rate=2e-2,
+            betas=(0.9, 0.95),
+            num_threads=1,
+        ),
+        samples,
+        progress=False,
+        device="cpu",
+    )
+    seen = torch.stack([condition.image[2] for condition in conditions]).float()
+    greedy = models.Sampling(top_k=1)
+    made = model.generate(tokenizer.quantizer, range(SHAPES), models.Condition(image=seen), sampling=greedy)
+    alike = (made[:, None] == samples.tokens[:, 0].long()).float().mean(2)  # (made, shape)
+    assert alike.argmax(1).tolist() == list(range(SHAPES)), alike
+
+
 def test_from_meshes_to_a_generator_that_is_shown_a_picture(
     capsys, tmp_path, prepared, vision, language, monkeypatch
 ):
@@ -281,7 +311,7 @@ def test_from_meshes_to_a_generator_that_is_shown_a_picture(
         return code, *capsys.readouterr()
 
     tiny("VAT").save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "captions.csv").write_text("path,caption\ntorus-6,a chair\n")
+    (tmp_path / "captions.csv").write_text("path,caption\ntorus,a chair\n")
     words = ["conditions", prepared, "-o", tmp_path / "told", "--views", 2, "--picture-size", 40]
     code, out, err = command(
         *words, "--image-model", vision, "--text-model", language, "--captions", tmp_path / "captions.csv"
