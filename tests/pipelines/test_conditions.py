@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -245,6 +246,22 @@ def test_a_caption_of_two_meshes_is_refused(tmp_path):
     assert {shape.caption for shape in found} == {"a", "chair"}
 
 
+def test_folders_that_are_damaged(told, keys, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no conditions\.json; a run of `fastshape conditions` that"):
+        train.read_conditions(tmp_path, keys)
+    copy = tmp_path / "copy"
+    shutil.copytree(told, copy)
+    file = next(copy.glob(f"*/{keys[1]}.safetensors"))
+    file.write_bytes(file.read_bytes()[:100])
+    folder = train.read_conditions(copy, keys)
+    assert torch.equal(folder[2].image, ConditionFolder(told, keys)[2].image)
+    with pytest.raises(CheckpointError, match=rf"{keys[1]}\.safetensors is damaged"):
+        folder[1]
+    (copy / "index.jsonl").write_text('{"key": 1}\n')
+    with pytest.raises(CheckpointError, match=r"copy: not a folder of conditions: KeyError\('file'\)"):
+        train.read_conditions(copy, keys)
+
+
 # ---- Training ----------------------------------------------------------------------------------------------
 
 
@@ -341,7 +358,15 @@ def test_from_meshes_to_a_generator_that_is_shown_a_picture(
     assert code == 0, err
     assert geometry.load(tmp_path / "new" / "seed-0000.glb").num_faces > 20
 
-    # A shape that the folder does not know is refused before anything is encoded.
+    # What does not go together is refused before anything is encoded: another model, shapes that the folder
+    # does not know.
+    words = ["train", "vat-ar", prepared, "-o", tmp_path / "next", "--tokenizer", tmp_path / "tokenizer"]
+    for more, given in ((["--conditions", tmp_path / "told"], "has 16"), ([], "is not given")):
+        code, _, err = command(*words, *more)
+        assert code == 2
+        assert (
+            f"fastshape: vat-ar: `model.text_dim` is 768, and --conditions {given}: --set model.text" in err
+        )
     (tmp_path / "more").mkdir()
     geometry.save(shapes.torus(segments=30), tmp_path / "more" / "torus.ply")
     meshes, spec = [prepared.parent / "in", tmp_path / "more"], PreparedFolder(prepared).spec

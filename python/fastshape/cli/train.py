@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     config = configuration(options)
     tokenizer = _tokenizer(config, options)
     if tokenizer is not None:
-        fields = _told_fields(config, options)
+        fields = _told_fields(config, options) if options.data or options.conditions else {}
         try:
             model = dataclasses.replace(config.model, **train.token_fields(tokenizer), **fields)
             config = dataclasses.replace(config, model=model)
@@ -124,11 +124,27 @@ def _shapes(
 
 
 def _told_fields(config: train.RunConfig, options: argparse.Namespace) -> dict[str, int]:
-    """The fields of a model of a recipe without conditions that --conditions decides."""
+    """The fields of a model that --conditions decides, where the recipe's model takes none by itself.
+
+    Raises:
+        CommandError: the recipe's model takes others.
+    """
     assert isinstance(config.model, models.NextScaleConfig)
-    if options.conditions is None or config.model.conditions:
-        return {}
-    return train.condition_fields(train.read_conditions(options.conditions))
+    fields = {}
+    if options.conditions is not None:
+        fields = train.condition_fields(train.read_conditions(options.conditions))
+    if not config.model.conditions:
+        return fields
+    for name in ("num_classes", "text_dim", "image_dim", "image_tokens"):
+        wanted, found = getattr(config.model, name), fields.get(name, 0)
+        if wanted and (found != wanted if name != "num_classes" else not 0 < found <= wanted):
+            given = (
+                f"--conditions has {found}" if options.conditions is not None else "--conditions is not given"
+            )
+            raise CommandError(
+                f"{options.recipe}: `model.{name}` is {wanted}, and {given}: --set model.{name}={found}"
+            )
+    return {}
 
 
 def _conditions(

@@ -11,11 +11,11 @@ from typing import overload
 
 import torch
 
+from fastshape.geometry.prepared import INDEX_FILE
 from fastshape.models.nextscale import Condition
 from fastshape.runtime.files import CheckpointError, read_safetensors
 
 ABOUT_FILE = "conditions.json"
-INDEX_FILE = "index.jsonl"
 
 
 class ConditionFolder(Sequence[Condition]):
