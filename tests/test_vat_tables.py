@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_models import ball, tiny
 
-from fastshape import geometry, train
+from fastshape import geometry, pipelines, train
 from fastshape.geometry import shapes
 from fastshape.models import VAT, NextScaleConfig, NextScaleTransformer
 
@@ -225,3 +225,38 @@ def test_ablations_train_each_variant_once(tables, tmp_path, monkeypatch, capsys
     ablations.main(words)
     assert rows_of(tmp_path / "tables.csv") == rows
     assert "in context" in capsys.readouterr().out
+
+
+def test_ablations_give_the_variants_of_table_3_generators(tables, tmp_path, monkeypatch, capsys):
+    ablations = importlib.import_module("vat_ablations")
+    monkeypatch.setattr(ablations, "TABLES", {"3": {"none": {"noise": False}, "VVQ": {}}})
+    generator = train.recipes.get("vat-tiny-ar")
+    small = dataclasses.replace(generator.model, dim=16, depth=1, heads=2)
+    recipes = {
+        "vat-tiny-ar": dataclasses.replace(generator, model=small),
+        "vat-tiny": dataclasses.replace(
+            train.recipes.get("vat-tiny"),
+            model=tiny("VAT", plane_size=4).config,
+            batch_size=2,
+            **{"volume_queries": 32, "near_queries": 32, "sharp_near_queries": 0},
+        ),
+    }
+    monkeypatch.setattr(ablations.train.recipes, "get", recipes.__getitem__)
+    for name in ("data", "held-out"):
+        (tmp_path / name / "in").mkdir(parents=True)
+        geometry.save(shapes.torus(segments=24), tmp_path / name / "in" / "torus.ply")
+        spec = geometry.PrepareSpec.preset("vat", num_surface=300, num_volume=90, num_near=90, labels="sdf")
+        spec = dataclasses.replace(spec, extent=1.0, volume_bound=1.0)
+        pipelines.prepare([tmp_path / name / "in"], tmp_path / name / "out", spec, workers=1)
+    words = [str(tmp_path / "data" / "out"), "--validation", str(tmp_path / "held-out" / "out")]
+    words += ["-o", str(tmp_path / "runs"), "--steps", "2", "--generator-steps", "2"]
+    ablations.main(words)
+    rows = rows_of(tmp_path / "runs" / "tables.csv")
+    assert [row["variant"] for row in rows] == ["none", "VVQ"]
+    for row in rows:
+        assert all(0 <= float(row[name]) <= 1 for name in ablations.GENERATED if name != "nats")
+        assert float(row["nats"]) > 0
+    monkeypatch.setattr(ablations.train, "fit", None)  # everything is known
+    ablations.main(words)
+    assert rows_of(tmp_path / "runs" / "tables.csv") == rows
+    assert "completed_iou" in capsys.readouterr().out

@@ -624,7 +624,11 @@ class VAT(FieldAutoencoder):
 
 def _bilinear(planes: Tensor, places: Tensor) -> Tensor:
     """planes (P, C, n, n) at places (P, H, W, 2) -> (P, C, H, W); beyond the border its last value."""
-    return F.grid_sample(planes, places.to(planes.dtype), padding_mode="border", align_corners=False)
+    wide = torch.promote_types(
+        planes.dtype, torch.float32
+    )  # the half ones would round places to whole texels
+    found = F.grid_sample(planes.to(wide), places.to(wide), padding_mode="border", align_corners=False)
+    return found.to(planes.dtype)
 
 
 def _places(points: Tensor, resolution: int, bounds: float) -> Tensor:

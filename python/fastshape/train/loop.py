@@ -36,6 +36,7 @@ from fastshape.train.data import (
 )
 from fastshape.train.distributed import Processes, processes
 from fastshape.train.initialize import initialize_as_kernel
+from fastshape.train.optimizer import make_optimizer
 from fastshape.train.resident import ResidentSamples
 from fastshape.train.structure import GridBatch, sample_grids, structure_losses, validate_structure
 from fastshape.train.tokens import TokenBatch, TokenDataset, sample_tokens, token_losses, validate_tokens
@@ -286,14 +287,7 @@ class _Run:
                 initial.check_preparation(samples.prepared.spec.to_dict())
         self.model.metadata = _metadata(samples, initial)
         self.average = copy.deepcopy(self.model).eval() if config.ema_decay is not None else None
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.adam_eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = make_optimizer(self.model, config)
         self.codebook: CodebookCare | None = None
         if isinstance(config, TrainConfig) and isinstance(self.model, VAT) and self.model.config.quantize:
             begun = initial is not None and initial.config.quantize
