@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tiny_models import CONFIGS, tiny
 
 from fastshape.models import VAT, VATConfig
-from fastshape.models.vat import PlaneHead, published_scales
+from fastshape.models.vat_config import published_scales
+from fastshape.models.vat_heads import PlaneHead
 from fastshape.testing import generator, random_points
 
 
