@@ -224,10 +224,7 @@ class VAT(FieldAutoencoder):
             ValueError: the shape of `points`, an empty cloud, or another number of tokens.
         """
         require_cloud(points, "points", self.input_channels)
-        if num_latents not in (None, self.config.num_latents):
-            raise ValueError(
-                f"learned tokens fix the number of latents at {self.config.num_latents}, got {num_latents}"
-            )
+        self._checked_count(num_latents)
         return self.bottleneck(self.norm(self.encoder(points)))
 
     def tokenize(self, points: Tensor) -> Tensor:
@@ -259,8 +256,7 @@ class VAT(FieldAutoencoder):
             cross-attention decoder a tensor of tokens (B, L, dim).
         """
         require_tokens(latents, "latents", self.config.latent_dim)
-        if latents.shape[1] != self.config.num_latents:
-            raise ValueError(f"`latents` must have {self.config.num_latents} rows, got {latents.shape[1]}")
+        self._checked_count(latents.shape[1])
         if self.quantizing if quantize is None else quantize:
             latents = self._quantizer().quantize(latents).quantized
         return self._features(latents)
