@@ -249,8 +249,8 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     prepare.add_argument(
         "--memory",
-        type=_size,
-        default=_size("8GB"),
+        type=size_in_bytes,
+        default=size_in_bytes("8GB"),
         metavar="SIZE",
         help="of one process; 0: no limit; default: 8GB",
     )
@@ -278,7 +278,11 @@ def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     pack.add_argument("input", metavar="PREPARED", help="the folder that `prepare` wrote")
     pack.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
     pack.add_argument(
-        "--shard-size", type=_size, default=_size("1GB"), metavar="SIZE", help="largest file; default: 1GB"
+        "--shard-size",
+        type=size_in_bytes,
+        default=size_in_bytes("1GB"),
+        metavar="SIZE",
+        help="largest file; default: 1GB",
     )
 
 
@@ -431,7 +435,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
 
 
-def _size(text: str) -> int:
+def size_in_bytes(text: str) -> int:
     """Bytes of "8GB", "512 MB", "1e9" or "0"; powers of 1024."""
     found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     try:
@@ -509,7 +513,7 @@ def _add_resolution(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--memory",
-        type=_size,
+        type=size_in_bytes,
         metavar="SIZE",
         help="of triposf, what a chunk of its decoder may take, e.g. 4GB; smaller chunks change the result "
         "a little; default: its official chunks",
