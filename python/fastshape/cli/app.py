@@ -63,13 +63,10 @@ def _add_reconstruct(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "fails is a row with its reason. Exit code: 0, 1 if some of several failed, 2 if nothing could be "
         "started, 130 if interrupted.",
     )
-    reconstruct.add_argument("input", nargs="+", metavar="IN", help=_MESHES)
-    reconstruct.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="OUT",
-        help="the mesh to write (its extension is the format), a .png goes beside it; or a directory",
+    _add_paths(
+        reconstruct,
+        _MESHES,
+        "the mesh to write (its extension is the format), a .png goes beside it; or a directory",
     )
     reconstruct.add_argument(
         "--up", choices=("y", "z"), help="vertical axis in the pictures; y for glTF, else z"
@@ -87,8 +84,7 @@ def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Encodes meshes; `decode` leads back, to what `reconstruct` gives, to the last bit. A "
         "file becomes a file, a folder a folder. Exit code: 0, or 1 if some of several failed.",
     )
-    encode.add_argument("input", nargs="+", metavar="IN", help=_MESHES)
-    encode.add_argument("-o", "--output", required=True, metavar="OUT", help="a .fsh, or a directory")
+    _add_paths(encode, _MESHES, "a .fsh, or a directory")
     encode.add_argument(
         "--half", action="store_true", help="write latents in half precision; codes are what they are"
     )
@@ -107,13 +103,11 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="files of latent tokens to meshes",
         description="Decodes what `encode` wrote, into the frame and scale of the mesh that was encoded.",
     )
-    decode.add_argument("input", nargs="+", metavar="LATENTS", help=".fsh of `encode`, or a folder of them")
-    decode.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="OUT",
-        help="the mesh to write (its extension is the format); or a directory, for GLB files",
+    _add_paths(
+        decode,
+        ".fsh of `encode`, or a folder of them",
+        "the mesh to write (its extension is the format); or a directory, for GLB files",
+        metavar="LATENTS",
     )
     decode.add_argument(
         "-m", "--model", metavar="MODEL", help=f"{_MODEL}; default: what the latents say made them"
@@ -216,13 +210,11 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "The same command goes on where it was stopped. A bad mesh is written down in OUT/status-RANK.jsonl "
         "and never ends the run.",
     )
-    prepare.add_argument(
-        "input",
-        nargs="+",
-        metavar="IN",
-        help="folders (searched at any depth), mesh files, or lists: .txt, .csv with a column path, .jsonl",
+    _add_paths(
+        prepare,
+        "folders (searched at any depth), mesh files, or lists: .txt, .csv with a column path, .jsonl",
+        "the folder to write to",
     )
-    prepare.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
     prepare.add_argument(
         "--preset", metavar="NAME", help="dora, vecset, lagem, vat, hunyuan or structure; default: vecset"
     )
@@ -450,6 +442,12 @@ def _seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
     return value
+
+
+def _add_paths(command: argparse.ArgumentParser, given: str, written: str, *, metavar: str = "IN") -> None:
+    """The files to read, one or more, and where to write; their help."""
+    command.add_argument("input", nargs="+", metavar=metavar, help=given)
+    command.add_argument("-o", "--output", required=True, metavar="OUT", help=written)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
