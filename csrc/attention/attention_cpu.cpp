@@ -82,13 +82,14 @@ struct Share {
   int64_t first_head, end_head;
 };
 
-// f(share, scratch) for shares of [0, count) and every head. Where there are shares enough one
-// thread has all heads of a share: their features lie side by side in memory.
+// f(share, scratch) for shares of [0, count) and every head. Where there are enough that are not
+// empty one thread has all heads of a share: their features lie side by side in memory.
 template <class F>
 void for_shares(int64_t count, int64_t shares, int64_t heads, size_t scratch, F&& f) {
   if (count == 0 || heads == 0) return;
   const int threads = num_threads();
-  const int64_t groups = shares >= 16 * threads ? 1 : heads, group = heads / groups;
+  const int64_t groups = std::min(count, shares) >= 16 * threads ? 1 : heads;
+  const int64_t group = heads / groups;
   std::atomic<int64_t> next{0};
   parallel_team(static_cast<int>(std::min<int64_t>(threads, shares * groups)), [&](int, int) {
     ThreadScratch memory(scratch);

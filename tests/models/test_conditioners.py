@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+import tiny_backbones
 import torch
 
 from fastshape.geometry import optional
@@ -18,39 +17,13 @@ def transformers():
 
 
 @pytest.fixture(scope="module")
-def vision(transformers, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vision")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    transformers.Dinov2Model(
-        transformers.Dinov2Config(**sizes, image_size=42, patch_size=14)
-    ).save_pretrained(folder)
-    return folder
+def vision(tmp_path_factory):
+    return tiny_backbones.vision(tmp_path_factory.mktemp("vision"))
 
 
 @pytest.fixture(scope="module")
-def language(transformers, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("language")
-    words = ["a</w>", "chair</w>", "c", "h", "a", "i", "r", "r</w>", "ch", "ai", "chai"]
-    vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\nc h\na i\nch ai\nchai r</w>\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=6,
-        bos_token_id=len(words),
-        eos_token_id=len(words) + 1,
-        pad_token_id=len(words) + 1,
-    )
-    transformers.CLIPTextModel(config).save_pretrained(folder)
-    return folder
+def language(tmp_path_factory):
+    return tiny_backbones.language(tmp_path_factory.mktemp("language"))
 
 
 def test_pictures_become_tokens(transformers, vision):
@@ -92,6 +65,16 @@ def test_words_become_an_embedding(transformers, language):
     backbone = transformers.CLIPTextModel.from_pretrained(language).eval()
     tokens = torch.tensor([[11, 0, 1, 12]])  # start, a, chair, end
     torch.testing.assert_close(backbone(tokens).pooler_output[0], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_equal_weights_have_equal_fingerprints(vision, language):
+    images = [ImageConditioner(vision, size=size) for size in (42, 42, 28)]
+    assert images[0].fingerprint() == images[1].fingerprint() != images[2].fingerprint()
+    words = [TextConditioner(language) for _ in range(2)]
+    assert words[0].fingerprint() == words[1].fingerprint()
+    with torch.no_grad():
+        next(words[1].parameters())[0] += 1.0
+    assert words[0].fingerprint() != words[1].fingerprint()
 
 
 @pytest.mark.parametrize("kind", [ImageConditioner, TextConditioner])

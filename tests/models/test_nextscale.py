@@ -296,6 +296,22 @@ def test_conditions_are_left_out_in_training_alone(quantizer):
     )
 
 
+def test_what_is_not_known_is_as_if_left_out(quantizer):
+    model = small_model(**CONDITIONS["all"], drop_condition=0.0).train()
+    condition = condition_of(model.config, 3)
+    inputs = quantizer.scale_inputs(random_tokens(3, model.config))
+    partly = Condition(*(rows.clone() for rows in condition))
+    partly.classes[0], partly.text[0], partly.image[0] = -1, torch.nan, torch.nan
+    partly.text[1] = torch.nan
+    found = model(inputs, partly)
+    torch.testing.assert_close(found[0], model(inputs[:1])[0], rtol=1e-4, atol=1e-5)
+    without_text = Condition(condition.classes[1:2], None, condition.image[1:2])
+    torch.testing.assert_close(found[1], model(inputs[1:2], without_text)[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(found[2], model(inputs, condition)[2])
+    found.square().sum().backward()
+    assert all(bool(value.grad.isfinite().all()) for value in model.parameters())
+
+
 def test_a_new_model_says_all_codes_alike_and_every_parameter_learns(quantizer):
     for kind, changes in CONDITIONS.items():
         torch.manual_seed(0)

@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_demo(commands)
     _add_prepare(commands)
+    _add_conditions(commands)
     _add_train(commands)
     _add_fit(commands)
     _add_pack(commands)
@@ -247,17 +248,56 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="of one process; 0: no limit; default: 8GB",
     )
     prepare.add_argument("--retry-failed", action="store_true", help="try again what failed before")
-    prepare.add_argument(
-        "--rank",
-        type=_at_least(0),
-        metavar="R",
-        help="of this process among --world-size; default: from torchrun or Slurm, else 0 of 1",
-    )
-    prepare.add_argument("--world-size", type=_at_least(1), metavar="W", help="processes that share the work")
+    _add_ranks(prepare)
     prepare.add_argument(
         "--contact-sheet", metavar="PNG", help="draw up to 64 of the prepared shapes, evenly chosen"
     )
     prepare.add_argument("--strict", action="store_true", help="exit code 1 if any mesh failed, else 0")
+
+
+def _add_conditions(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    conditions = commands.add_parser(
+        "conditions",
+        help="pictures and captions of prepared shapes, as a generator is told them",
+        description="Draws pictures around the mesh of every prepared shape, and keeps what an image "
+        "transformer makes of them, and a text transformer of its caption, for `train --conditions`. The "
+        "same command goes on where it was stopped. A mesh that fails is written down in "
+        "OUT/status-RANK.jsonl and never ends the run.",
+    )
+    _add_paths(
+        conditions,
+        "folders that `prepare` wrote; their shards go with OUT too",
+        "the folder to write to",
+        metavar="PREPARED",
+    )
+    conditions.add_argument(
+        "--image-model", metavar="PATH", help="DINOv2's weights: a folder or a cached hub id"
+    )
+    conditions.add_argument("--text-model", metavar="PATH", help="CLIP's weights, likewise; needs --captions")
+    conditions.add_argument(
+        "--captions",
+        metavar="FILE",
+        help="a .csv with the columns path and caption, or a .json object of captions by path; the last "
+        "parts of a path will do, with or without extension",
+    )
+    conditions.add_argument(
+        "--views", type=_at_least(1), default=24, metavar="V", help="pictures of each shape; default: 24"
+    )
+    conditions.add_argument(
+        "--picture-size", type=_at_least(1), default=512, metavar="PIXELS", help="default: 512"
+    )
+    conditions.add_argument("--up", choices=("y", "z"), help="vertical axis; default: y for glTF, else z")
+    conditions.add_argument("--seed", type=int, default=0, metavar="S", help="of the elevations; default: 0")
+    conditions.add_argument(
+        "--meshes",
+        nargs="+",
+        default=[],
+        metavar="IN",
+        help="where the meshes are now, if they were moved; they are known by their bytes",
+    )
+    conditions.add_argument("--device", metavar="NAME", help="default: cuda where there is a GPU, else cpu")
+    _add_ranks(conditions)
+    conditions.add_argument("--strict", action="store_true", help="exit code 1 if any mesh failed, else 0")
 
 
 def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -311,8 +351,14 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     train.add_argument(
         "--conditions",
-        metavar="FILE",
-        help="of a model of tokens: a .safetensors of classes, text or image, a row for each shape of DATA",
+        metavar="PATH",
+        help="of a model of tokens: what `conditions` wrote; or a .safetensors of classes, text or image, a "
+        "row for each shape of DATA",
+    )
+    train.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="a shape that --conditions lacks is trained on as one of which nothing is known",
     )
     train.add_argument("--device", metavar="NAME", help="default: cuda where there is a GPU, else cpu")
     train.add_argument(
@@ -448,6 +494,16 @@ def _add_paths(command: argparse.ArgumentParser, given: str, written: str, *, me
     """The files to read, one or more, and where to write; their help."""
     command.add_argument("input", nargs="+", metavar=metavar, help=given)
     command.add_argument("-o", "--output", required=True, metavar="OUT", help=written)
+
+
+def _add_ranks(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--rank",
+        type=_at_least(0),
+        metavar="R",
+        help="of this process among --world-size; default: from torchrun or Slurm, else 0 of 1",
+    )
+    command.add_argument("--world-size", type=_at_least(1), metavar="W", help="processes that share the work")
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

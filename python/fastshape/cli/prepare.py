@@ -30,10 +30,10 @@ _TILES = 64  # of the contact sheet
 def run(options: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False)
     spec = specification(options)
-    rank = _rank(options)
+    rank = rank_of(options)
     if options.contact_sheet:
         require("PIL.Image", "image", "drawing a picture")  # before the work, not after it
-    with _Watch(console, rank) as watch:
+    with Watch(console, rank, "preparing") as watch:
         try:
             report = pipelines.prepare(
                 options.input,
@@ -106,7 +106,12 @@ def _override(text: str) -> tuple[str, Any]:
     return name, value
 
 
-def _rank(options: argparse.Namespace) -> Rank:
+def rank_of(options: argparse.Namespace) -> Rank:
+    """This process among those that share the work.
+
+    Raises:
+        CommandError: half of it is said.
+    """
     if (options.rank is None) != (options.world_size is None):
         raise CommandError("--rank and --world-size come together")
     if options.rank is not None:
@@ -114,18 +119,18 @@ def _rank(options: argparse.Namespace) -> Rank:
     return pipelines.default_rank(os.environ)
 
 
-class _Watch:
-    """Progress on stderr: a bar on a terminal, else a line now and then."""
+class Watch:
+    """Progress of a run on stderr, with what fails: a bar on a terminal, else a line now and then."""
 
-    def __init__(self, console: Console, rank: Rank) -> None:
-        self._console, self._rank = console, rank
+    def __init__(self, console: Console, rank: Rank, verb: str) -> None:
+        self._console, self._rank, self._verb = console, rank, verb
         self._report = PrepareReport()
         self._begin = self._last = time.monotonic()
         self._before = 0
         self._shown = 0
         self._progress: Progress | None = None
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,7 +149,7 @@ class _Watch:
         self._say(f"{report.total:,} items{share}")
         if self._console.is_terminal:
             self._progress = Progress(
-                TextColumn("preparing"),
+                TextColumn(self._verb),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
@@ -199,13 +204,14 @@ def _duration(seconds: float) -> str:
 
 
 _WORDS = {
-    "ok": "prepared",
-    "done": "prepared before",
+    "ok": "{}",
+    "done": "{} before",
     "duplicate": "duplicates of others",
     "failed": "failed",
     "failed before": "failed before (--retry-failed tries again)",
 }
 _KINDS = {
+    "missing": "a mesh that is gone, or another now",
     "mesh": "not a mesh with a surface",
     "timeout": "too slow",
     "memory": "too much memory",
@@ -214,14 +220,29 @@ _KINDS = {
 }
 
 
-def print_report(report: PrepareReport, output: Path, console: Console) -> None:
-    """Counts, then the failures by kind with a few examples."""
+def print_report(
+    report: PrepareReport,
+    output: Path,
+    console: Console,
+    *,
+    done: str = "prepared",
+    result: str = "{:,} prepared shapes",
+) -> None:
+    """Counts, then the failures by kind with a few examples.
+
+    Args:
+        report: of a run.
+        output: its folder.
+        console: to print on.
+        done: what became of an item, in a word.
+        result: what is in the folder, for their number.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("items")
     table.add_column(f"{report.total:,}", justify="right")
     for status, words in _WORDS.items():
         if report.counts[status]:
-            table.add_row(words, f"{report.counts[status]:,}")
+            table.add_row(words.format(done), f"{report.counts[status]:,}")
     console.print(table)
     for kind, words in _KINDS.items():
         failures = [failure for failure in report.failures if failure.kind == kind]
@@ -236,7 +257,7 @@ def print_report(report: PrepareReport, output: Path, console: Console) -> None:
     peak = f", {report.peak_memory / 2**20:,.0f} MiB at most" if report.peak_memory else ""
     console.print(
         f"{_duration(report.seconds)}, {_duration(report.work_seconds)} of work{peak}; "
-        f"{report.num_indexed:,} prepared shapes in {output}",
+        f"{result.format(report.num_indexed)} in {output}",
         markup=False,
         soft_wrap=True,
     )

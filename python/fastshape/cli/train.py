@@ -28,8 +28,9 @@ def run(options: argparse.Namespace) -> None:
     config = configuration(options)
     tokenizer = _tokenizer(config, options)
     if tokenizer is not None:
+        fields = _told_fields(config, options) if options.data or options.conditions else {}
         try:
-            model = dataclasses.replace(config.model, **train.token_fields(tokenizer))
+            model = dataclasses.replace(config.model, **train.token_fields(tokenizer), **fields)
             config = dataclasses.replace(config, model=model)
         except ValueError as error:
             raise CommandError(f"{options.recipe} with {tokenizer.title}: {error}") from None
@@ -99,32 +100,60 @@ def _shapes(
     """What is trained and what is validated on."""
     if isinstance(config, train.TokenTrainConfig):
         assert tokenizer is not None
-        places = [(options.data, "tokens"), (options.validation, "tokens-validation")]
-        found = [
-            []
-            if data is None
-            else train.encode_tokens(
+        folders = {"tokens": options.data, "tokens-validation": options.validation}
+        shapes = {name: train.ShapeDataset(data) for name, data in folders.items() if data is not None}
+        # What is told of them comes first: the tokens take long, and an error must not come after them.
+        told = {name: _conditions(options, name, data.prepared.keys) for name, data in shapes.items()}
+        found = {
+            name: train.encode_tokens(
                 tokenizer,
-                train.ShapeDataset(data),
+                data,
                 Path(options.output) / name,
                 variants=config.variants if name == "tokens" else 1,
                 augment=config.augment if name == "tokens" else "none",
-                conditions=_conditions(options, name),
+                conditions=told[name],
                 device=options.device,
                 progress=progress,
             )
-            for data, name in places
-        ]
-        return found[0], found[1]
+            for name, data in shapes.items()
+        }
+        return found["tokens"], found.get("tokens-validation", [])
     kind = train.VoxelDataset if isinstance(config, train.StructureTrainConfig) else train.ShapeDataset
     validation = [] if options.validation is None else list(kind(options.validation))
     return kind(options.data, cache=options.cache), validation
 
 
-def _conditions(options: argparse.Namespace, name: str) -> models.Condition:
-    if name != "tokens" or options.conditions is None:
+def _told_fields(config: train.RunConfig, options: argparse.Namespace) -> dict[str, int]:
+    """The fields of a model that --conditions decides, where the recipe's model takes none by itself.
+
+    Raises:
+        CommandError: the recipe's model takes others.
+    """
+    assert isinstance(config.model, models.NextScaleConfig)
+    fields = {}
+    if options.conditions is not None:
+        fields = train.condition_fields(train.read_conditions(options.conditions))
+    if not config.model.conditions:
+        return fields
+    for name in ("num_classes", "text_dim", "image_dim", "image_tokens"):
+        wanted, found = getattr(config.model, name), fields.get(name, 0)
+        if wanted and (found != wanted if name != "num_classes" else not 0 < found <= wanted):
+            given = (
+                f"--conditions has {found}" if options.conditions is not None else "--conditions is not given"
+            )
+            raise CommandError(
+                f"{options.recipe}: `model.{name}` is {wanted}, and {given}: --set model.{name}={found}"
+            )
+    return {}
+
+
+def _conditions(
+    options: argparse.Namespace, name: str, keys: Sequence[str]
+) -> models.Condition | models.ConditionFolder:
+    """What is known of shapes; a file knows those that are trained on only."""
+    if options.conditions is None or (name != "tokens" and not Path(options.conditions).is_dir()):
         return models.Condition()
-    return train.read_conditions(options.conditions)
+    return train.read_conditions(options.conditions, keys, allow_missing=options.allow_missing)
 
 
 def _tensorboard(options: argparse.Namespace) -> bool:

@@ -4,6 +4,7 @@
 whose decoder is a field; `VOXEL_MODELS`: those whose decoder gives voxels.
 """
 
+from fastshape.models.condition_folder import ConditionFolder
 from fastshape.models.conditioners import ImageConditioner, TextConditioner
 from fastshape.models.dora import DoraConfig, DoraVAE
 from fastshape.models.field import FieldAutoencoder, FieldOutput
@@ -49,6 +50,7 @@ __all__ = [
     "CheckpointMetadata",
     "CodedPosterior",
     "Condition",
+    "ConditionFolder",
     "DoraConfig",
     "DoraVAE",
     "FieldAutoencoder",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastshape.geometry.optional import require
-from fastshape.models.pretrained import CheckpointError
+from fastshape.models.pretrained import CheckpointError, weights_hash
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINOv2 was trained
 
@@ -60,6 +60,10 @@ class ImageConditioner(nn.Module):
     def dim(self) -> int:
         """Channels of a token."""
         return int(self.backbone.config.hidden_size)
+
+    def fingerprint(self) -> str:
+        """A hash of the weights and the size, 16 hexadecimal digits: equal ones give equal tokens."""
+        return weights_hash(self.backbone, f"{type(self.backbone).__name__} {self.size}")
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
@@ -112,6 +116,10 @@ class TextConditioner(nn.Module):
     def dim(self) -> int:
         """Channels of the embedding."""
         return int(self.backbone.config.hidden_size)
+
+    def fingerprint(self) -> str:
+        """A hash of the weights, 16 hexadecimal digits; the tokenizer of the words plays no part."""
+        return weights_hash(self.backbone, type(self.backbone).__name__)
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> Tensor:

@@ -131,8 +131,8 @@ class Condition(NamedTuple):
 
     Attributes:
         classes: (B,) int64; -1 where it is not known.
-        text: (B, text_dim), pooled embeddings.
-        image: (B, image_tokens, image_dim).
+        text: (B, text_dim), pooled embeddings; a row of NaN where it is not known.
+        image: (B, image_tokens, image_dim); NaN throughout where it is not known.
     """
 
     classes: Tensor | None = None
@@ -339,8 +339,9 @@ class NextScaleTransformer(PretrainedModel):
             if condition.text is None:
                 parts.append(no_text)
             else:
-                embedded = self.text_embed(condition.text)
-                parts.append(torch.where(without["text"][:, None], no_text, embedded))
+                text, untold = _known(condition.text)
+                hidden = (untold | without["text"])[:, None]
+                parts.append(torch.where(hidden, no_text, self.text_embed(text)))
         if self.start is not None:
             parts.append(self.start.expand(batch, -1))
         vector = sum(parts[1:], parts[0])
@@ -350,7 +351,9 @@ class NextScaleTransformer(PretrainedModel):
             assert self.image_position is not None
             image = self.no_image.expand(batch, self.config.image_tokens, -1)
             if condition.image is not None:
-                image = torch.where(without["image"][:, None, None], image, self.image_embed(condition.image))
+                pictures, untold = _known(condition.image)
+                hidden = (untold | without["image"])[:, None, None]
+                image = torch.where(hidden, image, self.image_embed(pictures))
             image = image + self.image_position
         modulation = nn.functional.silu(vector)
         if self.shared_modulation is not None:
@@ -522,6 +525,15 @@ class NextScaleTransformer(PretrainedModel):
         from fastshape.checkpoints import nextscale
 
         return nextscale.load(source, config)
+
+
+def _known(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (B, ...) with 0 in place of those that are not known, and which (B,) those are.
+
+    What is not known must not reach a layer: NaN times a gradient of 0 is NaN.
+    """
+    unknown = rows.flatten(1).isnan().all(1)
+    return rows.where(~unknown.view(-1, *[1] * (rows.dim() - 1)), 0.0), unknown
 
 
 def _join(first: _Told, second: _Told) -> _Told:

@@ -33,6 +33,15 @@ ModelT = TypeVar("ModelT", bound="PretrainedModel")
 ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 
 
+def weights_hash(module: nn.Module, about: str) -> str:
+    """A hash of every weight and of what else decides its outputs, 16 hexadecimal digits, on any device."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
 def load_exactly(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str, names: str = "parameters"
 ) -> None:
@@ -184,12 +193,7 @@ class PretrainedModel(nn.Module):
         Equal fingerprints decode equal latents to equal shapes. Weights that are stored in half precision are
         others than those that they were rounded from.
         """
-        digest = hashlib.sha256(type(self).__name__.encode())
-        digest.update(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return weights_hash(self, type(self).__name__ + json.dumps(self.config.to_dict(), sort_keys=True))
 
     def check_preparation(
         self, preparation: Mapping[str, Any] | None, *, epsilon: float | None = None

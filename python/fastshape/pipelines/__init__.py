@@ -1,5 +1,9 @@
 """Whole ways through the library: a mesh in, a mesh out."""
 
+from fastshape.pipelines.conditions import ShapeSource as ShapeSource
+from fastshape.pipelines.conditions import make_conditions as make_conditions
+from fastshape.pipelines.conditions import read_captions as read_captions
+from fastshape.pipelines.conditions import shape_sources as shape_sources
 from fastshape.pipelines.encode_inputs import EncoderInputs as EncoderInputs
 from fastshape.pipelines.encode_inputs import encoder_inputs as encoder_inputs
 from fastshape.pipelines.encode_inputs import preparation_of as preparation_of

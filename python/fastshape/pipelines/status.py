@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +78,19 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     yield value
 
 
-def merge_index(output: Path) -> int:
-    """Write `index.jsonl`: one line for each prepared file, sorted by its key; return their number.
+def merge_index(output: Path, lines_of: Callable[[Path], list[dict[str, Any]]] | None = None) -> int:
+    """Write `index.jsonl`: one line for each file that was made, sorted by its key; return their number.
 
-    It holds nothing that depends on the order or the time of the work. Files whose source has changed since,
-    and was prepared anew, are not in it. Several ranks may call this at the
+    It holds nothing that depends on the order or the time of the work. Several ranks may call this at the
     same time: each looks again whether a status file has grown since it began.
+
+    Args:
+        output: the folder.
+        lines_of: makes the lines of the folder's status files; None: `index_lines`, those of prepared shapes.
     """
     while True:
         before = _sizes(output)
-        lines = index_lines(output)
+        lines = (lines_of or index_lines)(output)
         with (
             atomic_path(output / INDEX_FILE) as temporary,
             open(temporary, "w", encoding="utf-8", newline="\n") as file,
@@ -103,6 +106,7 @@ def _sizes(output: Path) -> list[tuple[str, int]]:
 
 
 def index_lines(output: Path) -> list[dict[str, Any]]:
+    """Of prepared shapes; files whose source has changed since, and was prepared anew, are not in it."""
     done: dict[str, str] = {}  # one string for each: a million of them must fit
     current: dict[str, tuple[float, str]] = {}
     for path in status_files(output):

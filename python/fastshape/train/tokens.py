@@ -20,6 +20,7 @@ from fastshape.models import (
     CheckpointError,
     CheckpointMetadata,
     Condition,
+    ConditionFolder,
     NextScaleConfig,
     NextScaleTransformer,
 )
@@ -58,7 +59,7 @@ class TokenDataset(Sequence[ShapeTokens]):
     Args:
         tokens: (N, V, L) integers, as of `ShapeTokens`.
         tokenizer: that made them.
-        conditions: N rows of what `ShapeTokens` says; `read_conditions` reads a file of them.
+        conditions: N rows of what `ShapeTokens` says, or N conditions in a folder; see `read_conditions`.
         preparation: how the shapes were prepared.
         key: by which a resumed run knows its shapes; conditions count too.
 
@@ -75,14 +76,17 @@ class TokenDataset(Sequence[ShapeTokens]):
         tokens: Tensor,
         tokenizer: VAT,
         *,
-        conditions: Condition = NOTHING,
+        conditions: Condition | ConditionFolder = NOTHING,
         preparation: dict[str, Any] | None = None,
         key: str = "",
     ) -> None:
-        for name, tensor in conditions._asdict().items():
-            if tensor is not None and len(tensor) != len(tokens):
+        parts: dict[str, Any] = {"conditions": conditions}
+        if not isinstance(conditions, ConditionFolder):
+            parts = conditions._asdict()
+        for name, rows in parts.items():
+            if rows is not None and len(rows) != len(tokens):
                 raise ValueError(
-                    f"`{name}` must have a row for each of {len(tokens)} shapes, got {len(tensor)}"
+                    f"`{name}` must have a row for each of {len(tokens)} shapes, got {len(rows)}"
                 )
         self.tokens, self.conditions = tokens, conditions
         self.quantizer = copy.deepcopy(_quantizer(tokenizer)).cpu().float().eval()
@@ -99,14 +103,26 @@ class TokenDataset(Sequence[ShapeTokens]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
+        if isinstance(self.conditions, ConditionFolder):
+            return ShapeTokens(self.tokens[index], self.conditions[index])
         return ShapeTokens(self.tokens[index], self.conditions.map(lambda tensor: tensor[index]))
+
+    @property
+    def told(self) -> list[str]:
+        """What is known of the shapes: "classes", "text", "image"."""
+        if isinstance(self.conditions, ConditionFolder):
+            return self.conditions.names
+        return [name for name, rows in self.conditions._asdict().items() if rows is not None]
 
     def fingerprint(self) -> str:
         """By which a resumed run knows its shapes: how the tokens were made, of what; and the conditions."""
         digest = hashlib.sha256(self._key.encode() if self._key else self.tokens.contiguous().numpy().data)
-        for name, tensor in self.conditions._asdict().items():
-            if tensor is not None:
-                digest.update(name.encode() + tensor.contiguous().numpy().data)
+        if isinstance(self.conditions, ConditionFolder):
+            digest.update(self.conditions.fingerprint.encode())
+        else:
+            for name, tensor in self.conditions._asdict().items():
+                if tensor is not None:
+                    digest.update(name.encode() + tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
     def require(self, config: NextScaleConfig) -> None:
@@ -143,7 +159,7 @@ def encode_tokens(
     variants: int = 1,
     augment: str = "none",
     seed: int = 0,
-    conditions: Condition = NOTHING,
+    conditions: Condition | ConditionFolder = NOTHING,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> TokenDataset:
@@ -209,19 +225,43 @@ def encode_tokens(
     )
 
 
-def read_conditions(path: str | os.PathLike[str]) -> Condition:
-    """A safetensors file of `classes` (N,), `text` (N, text_dim) and `image` (N, W, image_tokens, image_dim),
-    or of some of them, its rows in the order of the prepared shapes. All of it is kept in memory.
+def read_conditions(
+    path: str | os.PathLike[str], keys: Sequence[str] = (), *, allow_missing: bool = False
+) -> Condition | ConditionFolder:
+    """What is known of prepared shapes.
+
+    Args:
+        path: a folder that `fastshape conditions` wrote, of which a step reads what it takes; or a
+            safetensors file of `classes` (N,), `text` (N, text_dim) and `image` (N, W, image_tokens,
+            image_dim), or of some of them, its rows in the order of the shapes.
+        keys: of the shapes, `ShapeDataset.prepared.keys`, for which the folder is asked.
+        allow_missing: of a folder, see `ConditionFolder`.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds something else.
+        CheckpointError: the file or folder is missing, damaged, holds something else, or lacks a shape.
     """
+    if Path(path).is_dir():
+        return ConditionFolder(path, keys, allow_missing=allow_missing)
     tensors, _ = read_safetensors(Path(path))
     if not tensors or not tensors.keys() <= set(Condition._fields):
         raise CheckpointError(
             f"{path} holds {', '.join(sorted(tensors)) or 'nothing'}; expected classes, text or image"
         )
     return Condition(**tensors)
+
+
+def condition_fields(conditions: Condition | ConditionFolder) -> dict[str, int]:
+    """The fields of a `NextScaleConfig` that conditions decide."""
+    if isinstance(conditions, ConditionFolder):
+        return conditions.fields
+    fields = {}
+    if conditions.classes is not None:
+        fields["num_classes"] = int(conditions.classes.max()) + 1
+    if conditions.text is not None:
+        fields["text_dim"] = conditions.text.shape[-1]
+    if conditions.image is not None:
+        fields["image_tokens"], fields["image_dim"] = conditions.image.shape[-2:]
+    return fields
 
 
 def _claim(path: Path, about: dict[str, Any], write: bool) -> None:
@@ -333,7 +373,7 @@ def sample_tokens(
     assert isinstance(config.model, NextScaleConfig)
     samples.require(config.model)
     for name in config.model.conditions:
-        if getattr(samples.conditions, name) is None:
+        if name not in samples.told:
             raise ValueError(f"the model takes `{name}`, and there is none with the shapes")
     rows, told = [], []
     for shape, key in batch_items(samples, config, step, rank, world_size):
