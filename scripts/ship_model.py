@@ -9,35 +9,25 @@ floor) and what the ellipsoid that fits best reaches.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
 import statistics
 from itertools import accumulate
 from pathlib import Path
 
+import model_card
 import torch
 from rich.progress import track
 
-import fastshape
-from fastshape import geometry, models, pipelines
+from fastshape import geometry, pipelines
 from fastshape.geometry import Mesh
 from fastshape.models import VAT, FieldAutoencoder
 
-WEIGHTS = Path(fastshape.__file__).parent / "weights"
-SOURCE = "trained by the authors of fastshape"
-CORPUS = (
-    "pybullet's `random_urdfs` (zlib license), the meshes of dm_control (Apache-2.0) and 900 procedural "
-    "solids of `geometry.shapes.corpus(900, seed=0)`: 1953 different meshes, 51 more held out; see "
-    "`scripts/training_corpus.py`"
-)
 COLUMNS = ("IoU", "near IoU", "F@.02", "CD-L1", "normals")
 
 
 def closed_meshes(folder: Path, number: int) -> list[tuple[str, Mesh]]:
     """Evenly chosen closed meshes of a folder."""
     found = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".stl", ".obj", ".ply")):
+    for path in model_card.mesh_files(folder):
         mesh = geometry.load(path)
         edges = torch.cat([mesh.faces[:, [i, (i + 1) % 3]] for i in range(3)]).sort(1).values
         if bool((edges.unique(dim=0, return_counts=True)[1] == 2).all()):
@@ -88,13 +78,13 @@ def _named(evaluation: geometry.Evaluation) -> dict[str, float]:
 @torch.no_grad()
 def reconstructed(mesh: Mesh, model: FieldAutoencoder, tokens: int) -> geometry.Evaluation:
     """Of a mesh that went through that many tokens."""
-    if not isinstance(model, VAT):
-        result = pipelines.reconstruct(mesh, model, num_tokens=tokens)
-        assert result.evaluation is not None
-        return result.evaluation
-    inputs = pipelines.encoder_inputs(mesh, model, generator=torch.Generator().manual_seed(0))
-    features = model.decode_tokens(model.tokenize(*inputs.points)[:, :tokens].contiguous())
-    return geometry.evaluate(model.extract(features, 128), inputs.mesh, num_samples=100_000)
+    if isinstance(model, VAT):
+        scales = [*accumulate(model.config.all_scales)].index(tokens) + 1
+        decoded = pipelines.decode_latents(pipelines.encode_mesh(mesh, model).coarser(scales), model)
+        return geometry.evaluate(decoded, mesh, num_samples=100_000)
+    result = pipelines.reconstruct(mesh, model, num_tokens=tokens)
+    assert result.evaluation is not None
+    return result.evaluation
 
 
 def token_numbers(model: FieldAutoencoder, wanted: list[int]) -> list[int]:
@@ -126,75 +116,54 @@ def measure(model: FieldAutoencoder, meshes: list[tuple[str, Mesh]], tokens: lis
     return {"medians": medians, "shapes": rows}
 
 
-def card(model: FieldAutoencoder, run: Path, name: str, measured: dict[str, dict], time: str) -> str:
-    """The model's README.md."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    kind = type(model).__name__
-    lines = [
-        "---",
-        "library_name: fastshape",
-        f"license: {model.metadata.license}",
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"A `fastshape.models.{kind}` with {parameters:,} parameters, in half precision: "
-        f"`fastshape.models.load({name!r})`. A small model, for trying things out and for tests; its recipe "
-        f"is `fastshape.train.recipes.get({name!r})`.",
-        "",
-        f"- Trained on {CORPUS}.",
-        f"- {time}.",
+def card(model: FieldAutoencoder, run: Path, name: str, measured: dict[str, dict], time: str) -> list[str]:
+    """The lines of the model's README.md."""
+    words = {"ellipsoid": "(best ellipsoid)", "floor": "(sampling floor)"}
+    where = "" if isinstance(model, VAT) else " at 512 tokens"
+    curve = model_card.curve(run, "validation_volume_iou")
+    chosen = sorted({round(i * (len(curve) - 1) / 9) for i in range(10)})
+    return [
+        *model_card.head(model, name, time),
         "",
         "## What it reaches",
         "",
         f"Medians over {len(measured['shapes']['ellipsoid'])} closed scans of YCB objects that it was never "
         "trained on: mesh to tokens and back at 128 lattice points an axis, 100,000 points, box [-1, 1]^3.",
         "",
-        "| tokens | " + " | ".join(COLUMNS) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-    ]
-    for label, medians in measured["medians"].items():
-        cells = [f"{medians[column]:.4f}" if column in medians else "-" for column in COLUMNS]
-        words = {"ellipsoid": "(best ellipsoid)", "floor": "(sampling floor)"}
-        lines.append(f"| {words.get(label, label)} | " + " | ".join(cells) + " |")
-    where = "" if isinstance(model, VAT) else " at 512 tokens"
-    lines += [
+        *model_card.table(
+            ("tokens", *COLUMNS),
+            (
+                (
+                    words.get(label, label),
+                    *(f"{medians[column]:.4f}" if column in medians else "-" for column in COLUMNS),
+                )
+                for label, medians in measured["medians"].items()
+            ),
+        ),
         "",
         "## Its training",
         "",
         f"The loss, and the volume IoU of the held-out shapes{where}.",
         "",
+        *model_card.table(
+            ("step", "loss", "IoU"),
+            (
+                (row["step"], f"{row['loss']:.3f}", f"{row['validation_volume_iou']:.3f}")
+                for row in (curve[i] for i in chosen)
+            ),
+        ),
     ]
-    curve = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    curve = [row for row in curve if "validation_volume_iou" in row]
-    lines += ["| step | loss | IoU |", "|---|---|---|"]
-    chosen = {round(i * (len(curve) - 1) / 9) for i in range(10)}
-    for row in (curve[i] for i in sorted(chosen)):
-        lines.append(f"| {row['step']} | {row['loss']:.3f} | {row['validation_volume_iou']:.3f} |")
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("run", type=Path, help="what `fastshape train -o` wrote")
-    parser.add_argument("name")
+    parser = model_card.parser(__doc__)
     parser.add_argument("meshes", type=Path)
-    parser.add_argument("--time", required=True, help="how long it took, on what")
     parser.add_argument("--number", type=int, default=14, help="meshes; default: 14")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    model = models.load(options.run / "model", kind=FieldAutoencoder)
-    model.metadata = dataclasses.replace(
-        model.metadata, name=options.name, license="Apache-2.0", source=SOURCE
-    )
-    folder = options.output / options.name
-    model.save_pretrained(folder, dtype=torch.float16)
-    model = models.load(str(folder.resolve()), kind=FieldAutoencoder)  # as its users have it, rounded
+    model, folder = model_card.ship(options, FieldAutoencoder)
     measured = measure(model, closed_meshes(options.meshes, options.number), options.tokens)
-    (folder / "README.md").write_text(card(model, options.run, options.name, measured, options.time))
-    (folder / "scores.json").write_text(json.dumps(measured, indent=1) + "\n")
-    print((folder / "README.md").read_text())
+    model_card.write(folder, card(model, options.run, options.name, measured, options.time), measured)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,15 @@ union of the voxels that the surface touches, before and after, beside what rema
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
 import statistics
 from pathlib import Path
 
+import model_card
 import torch
 import torch.nn.functional as F
 from rich.progress import track
-from ship_model import CORPUS, SOURCE, WEIGHTS
 
-from fastshape import geometry, models, pipelines
+from fastshape import geometry, pipelines
 from fastshape.models import SparseStructureVAE
 from fastshape.pipelines.structure import voxel_iou
 
@@ -50,26 +47,16 @@ def scores(model: SparseStructureVAE, mesh: geometry.Mesh) -> dict[str, float]:
     return row
 
 
-def card(model: SparseStructureVAE, run: Path, name: str, measured: dict[str, dict], time: str) -> str:
-    """The model's README.md."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+def card(model: SparseStructureVAE, run: Path, name: str, measured: dict[str, dict], time: str) -> list[str]:
+    """The lines of the model's README.md."""
     config, rows = model.config, measured["shapes"]
     size, latent = config.resolution, config.resolution // config.factor
-    lines = [
-        "---",
-        "library_name: fastshape",
-        f"license: {model.metadata.license}",
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"A `fastshape.models.{type(model).__name__}` with {parameters:,} parameters, in half precision: "
-        f"`fastshape.models.load({name!r})`. It takes the voxels of {size}^3 that a surface touches to a "
-        f"volume of {latent}^3 latents of {config.latent_channels} channels, and back. A small model, "
-        f"for trying things out and for tests; its recipe is `fastshape.train.recipes.get({name!r})`.",
-        "",
-        f"- Trained on {CORPUS}.",
-        f"- {time}.",
+    does = (
+        f"It takes the voxels of {size}^3 that a surface touches to a volume of {latent}^3 latents of "
+        f"{config.latent_channels} channels, and back."
+    )
+    return [
+        *model_card.head(model, name, time, does=does),
         "",
         "## What it reaches",
         "",
@@ -78,36 +65,37 @@ def card(model: SparseStructureVAE, run: Path, name: str, measured: dict[str, di
         "added, and for comparison the IoU of what is left of the voxels where only blocks of 2^3 or 4^3 are "
         "known. CD-L1 is that of the mesh around the voxels, which lies half a voxel outside of the surface.",
         "",
-        "| | " + " | ".join(COLUMNS) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
+        *model_card.table(
+            ("", *COLUMNS),
+            (
+                (label, *(f"{values[column]:.4f}" for column in COLUMNS))
+                for label, values in measured["summary"].items()
+            ),
+        ),
+        "",
+        "## Its training",
+        "",
+        "The loss, and the voxel IoU of the held-out shapes.",
+        "",
+        *model_card.table(
+            ("step", "loss", "voxel IoU"),
+            (
+                (row["step"], f"{row['loss']:.3f}", f"{row['validation_voxel_iou']:.3f}")
+                for row in model_card.curve(run, "validation_voxel_iou")
+            ),
+        ),
     ]
-    for label, values in measured["summary"].items():
-        lines.append(f"| {label} | " + " | ".join(f"{values[column]:.4f}" for column in COLUMNS) + " |")
-    lines += ["", "## Its training", "", "The loss, and the voxel IoU of the held-out shapes.", ""]
-    curve = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    curve = [row for row in curve if "validation_voxel_iou" in row]
-    lines += ["| step | loss | voxel IoU |", "|---|---|---|"]
-    lines += [f"| {row['step']} | {row['loss']:.3f} | {row['validation_voxel_iou']:.3f} |" for row in curve]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("run", type=Path, help="what `fastshape train -o` wrote")
-    parser.add_argument("name")
+    parser = model_card.parser(__doc__)
     parser.add_argument("meshes", type=Path)
-    parser.add_argument("--time", required=True, help="how long it took, on what")
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    model = models.load(options.run / "model", kind=SparseStructureVAE)
-    model.metadata = dataclasses.replace(
-        model.metadata, name=options.name, license="Apache-2.0", source=SOURCE
-    )
-    folder = options.output / options.name
-    model.save_pretrained(folder, dtype=torch.float16)
-    model = models.load(str(folder.resolve()), kind=SparseStructureVAE)  # as its users have it, rounded
-    paths = sorted(p for p in options.meshes.rglob("*") if p.suffix.lower() in (".stl", ".obj", ".ply"))
-    rows = [{"name": path.stem, **scores(model, geometry.load(path))} for path in track(paths, "evaluating")]
+    model, folder = model_card.ship(options, SparseStructureVAE)
+    rows = [
+        {"name": path.stem, **scores(model, geometry.load(path))}
+        for path in track(model_card.mesh_files(options.meshes), "evaluating")
+    ]
     summary = {
         label: {column: statistic([row[column] for row in rows]) for column in COLUMNS}
         for label, statistic in (("median", statistics.median), ("mean", statistics.fmean))
@@ -115,9 +103,7 @@ def main() -> None:
     worst = min(rows, key=lambda row: row["voxel IoU"])
     summary[f"least IoU ({worst['name']})"] = {column: worst[column] for column in COLUMNS}
     measured = {"summary": summary, "shapes": rows}
-    (folder / "README.md").write_text(card(model, options.run, options.name, measured, options.time))
-    (folder / "scores.json").write_text(json.dumps(measured, indent=1) + "\n")
-    print((folder / "README.md").read_text())
+    model_card.write(folder, card(model, options.run, options.name, measured, options.time), measured)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastshape import geometry, models, ops, pipelines
-from fastshape.cli.app import _size
-from fastshape.models import TripoSFConfig, TripoSFVAE, triposf
+from fastshape.cli.app import size_in_bytes
+from fastshape.models import TripoSFConfig, TripoSFVAE
 from fastshape.nn import SparseTensor, SubdivideBlock
 from fastshape.pipelines.sparse_inputs import NUM_POINTS
 from fastshape.pipelines.triposf import sparseflex_of
@@ -77,7 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("mesh", type=Path)
     parser.add_argument("--resolution", type=int, default=1024, help="voxels of the surface; default: 1024")
-    parser.add_argument("--memory", type=_size, help="of a chunk's subdivision; default: the official chunks")
+    parser.add_argument(
+        "--memory", type=size_in_bytes, help="of a chunk's subdivision; default: the official chunks"
+    )
     parser.add_argument("--weights", help="an official checkpoint; default: random weights of its size")
     parser.add_argument("--points", type=int, default=NUM_POINTS, help=f"default: {NUM_POINTS}")
     parser.add_argument("--bfloat16", action="store_true", help="half precision, as the official code runs")
@@ -105,15 +107,14 @@ def main() -> None:
         latents = stage("encode", lambda: model.encoder.moments(features).mode())
         features = latents  # the points' are not needed any more
         tokens = stage("decoder", lambda: model.decoder(latents))
-    count = model._chunk_count(tokens, None, options.memory)
-    parts = triposf._chunks(tokens.coords[:, 1:], model.config.resolution, count)
-    sizes = [int(rows.sum()) for _, rows, _ in parts]
+    count = model.chunk_count(tokens, memory=options.memory)
+    sizes = [int(chunk.rows.sum()) for chunk in model.chunks(tokens, count)]
     print(
         f"{len(sizes)} of {count}^3 chunks have voxels, at most {max(sizes):,} with the margin, "
         f"{sum(sizes):,} in all"
     )
     with half:
-        fine = stage("subdivide", lambda: model._decode_item(tokens, True, "exact", None, options.memory))
+        fine = stage("subdivide", lambda: model.subdivide(tokens, prune=True, memory=options.memory))
     print(f"{len(fine):,} voxels of {options.resolution}^3 are left")
     exact = sparseflex_of(inputs.mesh, options.resolution)
     fine = fine.replace(exact.feats[ops.lookup_voxels(exact.coords, fine.coords)])

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from fastshape import geometry
 from fastshape.checkpoints.reading import read_state
 from fastshape.geometry import Mesh, MeshError, load, normalize, save, signed_distance
+from fastshape.geometry.maps import surface_maps
 from fastshape.models import CheckpointError, VecSetVAE
 
 ROWS: dict[int, tuple[str, Callable[[Path], None]]] = {}
@@ -364,8 +365,17 @@ def _(folder: Path) -> None:
         mesh = load(write(folder, name, content))
         assert mesh.notes == ("2 unused vertices dropped",)
         assert mesh.bounds.tolist() == [[0, 0, 0], [1, 1, 1]]
-    stray = Mesh(torch.tensor(vertices, dtype=torch.float64), cube().faces)  # not from a file
+    solid = Mesh(cube().vertices, cube().faces.contiguous())
+    stray = Mesh(torch.tensor(vertices, dtype=torch.float64), solid.faces)  # not from a file
     assert normalize(stray)[1].scale == 2
+    assert stray.bounds.tolist() == [[0, 0, 0], [1, 1, 1]]
+    for draw in (
+        lambda mesh: geometry.render(mesh, size=16, occlusion=0),
+        lambda mesh: geometry.orbit(mesh, frames=1, size=16, elevation=20.0).pictures,
+        lambda mesh: surface_maps(mesh, size=16).normals,
+    ):
+        assert torch.equal(draw(stray), draw(solid))
+    assert geometry.sharp_normal_error(solid, stray, views=2, size=32) == 0
 
 
 @row(25, "wrong or unknown extension, no file, a directory")

@@ -78,6 +78,18 @@ def test_normalize_keeps_the_detail_of_a_small_mesh_far_away() -> None:
     torch.testing.assert_close(normalized.vertices, TETRAHEDRON.vertices * 2 - 1, atol=1e-6, rtol=0)
 
 
+def test_a_vertex_that_no_face_uses_has_no_place_in_the_bounds() -> None:
+    stray = Mesh(torch.cat([torch.full((1, 3), -100.0), TETRAHEDRON.vertices]), TETRAHEDRON.faces + 1)
+    assert torch.equal(stray.used_vertices, TETRAHEDRON.vertices)
+    assert torch.equal(stray.bounds, TETRAHEDRON.bounds)
+    assert torch.equal(stray.compact().vertices, TETRAHEDRON.vertices)
+    assert torch.equal(stray.compact().faces, TETRAHEDRON.faces)
+    assert TETRAHEDRON.compact() is TETRAHEDRON
+    points = Mesh(stray.vertices, stray.faces[:0])  # without faces all count
+    assert torch.equal(points.used_vertices, stray.vertices)
+    assert points.bounds[0].tolist() == [-100.0] * 3
+
+
 def test_normalize_ignores_unused_vertices_and_refuses_a_point() -> None:
     vertices = torch.cat([TETRAHEDRON.vertices, torch.full((1, 3), 100.0)])
     normalized, _ = normalize(Mesh(vertices, TETRAHEDRON.faces))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastshape import testing
 from fastshape.models import FieldAutoencoder
-from fastshape.models.field import gather_rows
+from fastshape.models.field import sample_rows
 from fastshape.ops import farthest_point_sampling
 from fastshape.pipelines.reconstruct import token_counts
 from fastshape.testing import random_points
@@ -105,8 +105,10 @@ def test_sampling_beyond_the_points_gives_minus_one_which_takes_the_first_row():
     indices = farthest_point_sampling(points, 12, start=3)
     assert sorted(indices[0, :5].tolist()) == [0, 1, 2, 3, 4]
     assert indices[0, 5:].tolist() == [-1] * 7
-    rows = random_points(1, 5)
-    assert torch.equal(gather_rows(rows, indices)[0, 5:], rows[0, :1].expand(7, -1))
+    rows = random_points(1, 5, seed=1)
+    found = sample_rows(rows, points, 12, start=3)[0]
+    assert torch.equal(found[:5], rows[0, indices[0, :5]])
+    assert torch.equal(found[5:], rows[0, :1].expand(7, -1))
 
 
 def test_sampling_beyond_the_distinct_points_repeats_the_lowest_index():

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tiny_models import CONFIGS, tiny
 
 from fastshape.models import VAT, VATConfig
-from fastshape.models.vat import PlaneHead, published_scales
+from fastshape.models.vat_config import published_scales
+from fastshape.models.vat_heads import PlaneHead
 from fastshape.testing import generator, random_points
 
 
@@ -277,7 +278,7 @@ def test_wrong_arguments():
         model.encode(torch.zeros(1, 5, 3))
     with pytest.raises(ValueError, match="fix the number of latents at 16, got 8"):
         model.encode(cloud(), num_latents=8)
-    with pytest.raises(ValueError, match="`latents` must have 16 rows, got 15"):
+    with pytest.raises(ValueError, match="learned queries fix the number of latents at 16, got 15"):
         model.decode(torch.zeros(1, 15, 4))
     with pytest.raises(TypeError, match="`features` must be the 2 tensors of `decode`, got Tensor"):
         model.query(queries(), torch.zeros(2, 3, 4, 4, 4))

@@ -190,14 +190,14 @@ def test_memory_decides_the_chunks(model):
     finer = model.at_resolution(64)
     voxels = ops.voxelize_mesh(bowl().vertices / 2, bowl().faces, 64, (-0.5, 0.5))
     tokens = SparseTensor(torch.nn.functional.pad(voxels, (1, 0)), torch.zeros(len(voxels), 8), 1)
-    assert finer._chunk_count(tokens, None, None) == 4
-    assert finer._chunk_count(tokens, None, 1 << 40) == 4
-    counts = [finer._chunk_count(tokens, None, memory) for memory in (1 << 28, 1 << 26, 1)]
+    assert finer.chunk_count(tokens) == 4
+    assert finer.chunk_count(tokens, memory=1 << 40) == 4
+    counts = [finer.chunk_count(tokens, memory=memory) for memory in (1 << 28, 1 << 26, 1)]
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
     assert 64 % counts[-1] == 0
-    assert finer._chunk_count(tokens, 2, 1) == 2
-    assert model.at_resolution(6)._chunk_count(tokens, None, None) == 2
+    assert finer.chunk_count(tokens, chunks=2, memory=1) == 2
+    assert model.at_resolution(6).chunk_count(tokens) == 2
     assert finer.config.resolution == 64
     assert model.config.resolution == 5
     assert finer.decoder is model.decoder

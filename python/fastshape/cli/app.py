@@ -64,13 +64,10 @@ def _add_reconstruct(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "fails is a row with its reason. Exit code: 0, 1 if some of several failed, 2 if nothing could be "
         "started, 130 if interrupted.",
     )
-    reconstruct.add_argument("input", nargs="+", metavar="IN", help=_MESHES)
-    reconstruct.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="OUT",
-        help="the mesh to write (its extension is the format), a .png goes beside it; or a directory",
+    _add_paths(
+        reconstruct,
+        _MESHES,
+        "the mesh to write (its extension is the format), a .png goes beside it; or a directory",
     )
     reconstruct.add_argument(
         "--up", choices=("y", "z"), help="vertical axis in the pictures; y for glTF, else z"
@@ -88,8 +85,7 @@ def _add_encode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Encodes meshes; `decode` leads back, to what `reconstruct` gives, to the last bit. A "
         "file becomes a file, a folder a folder. Exit code: 0, or 1 if some of several failed.",
     )
-    encode.add_argument("input", nargs="+", metavar="IN", help=_MESHES)
-    encode.add_argument("-o", "--output", required=True, metavar="OUT", help="a .fsh, or a directory")
+    _add_paths(encode, _MESHES, "a .fsh, or a directory")
     encode.add_argument(
         "--half", action="store_true", help="write latents in half precision; codes are what they are"
     )
@@ -108,13 +104,11 @@ def _add_decode(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="files of latent tokens to meshes",
         description="Decodes what `encode` wrote, into the frame and scale of the mesh that was encoded.",
     )
-    decode.add_argument("input", nargs="+", metavar="LATENTS", help=".fsh of `encode`, or a folder of them")
-    decode.add_argument(
-        "-o",
-        "--output",
-        required=True,
-        metavar="OUT",
-        help="the mesh to write (its extension is the format); or a directory, for GLB files",
+    _add_paths(
+        decode,
+        ".fsh of `encode`, or a folder of them",
+        "the mesh to write (its extension is the format); or a directory, for GLB files",
+        metavar="LATENTS",
     )
     decode.add_argument(
         "-m", "--model", metavar="MODEL", help=f"{_MODEL}; default: what the latents say made them"
@@ -217,13 +211,11 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "The same command goes on where it was stopped. A bad mesh is written down in OUT/status-RANK.jsonl "
         "and never ends the run.",
     )
-    prepare.add_argument(
-        "input",
-        nargs="+",
-        metavar="IN",
-        help="folders (searched at any depth), mesh files, or lists: .txt, .csv with a column path, .jsonl",
+    _add_paths(
+        prepare,
+        "folders (searched at any depth), mesh files, or lists: .txt, .csv with a column path, .jsonl",
+        "the folder to write to",
     )
-    prepare.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
     prepare.add_argument(
         "--preset", metavar="NAME", help="dora, vecset, lagem, vat, hunyuan or structure; default: vecset"
     )
@@ -250,8 +242,8 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     prepare.add_argument(
         "--memory",
-        type=_size,
-        default=_size("8GB"),
+        type=size_in_bytes,
+        default=size_in_bytes("8GB"),
         metavar="SIZE",
         help="of one process; 0: no limit; default: 8GB",
     )
@@ -272,13 +264,12 @@ def _add_conditions(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "same command goes on where it was stopped. A mesh that fails is written down in "
         "OUT/status-RANK.jsonl and never ends the run.",
     )
-    conditions.add_argument(
-        "input",
-        nargs="+",
+    _add_paths(
+        conditions,
+        "folders that `prepare` wrote; their shards go with OUT too",
+        "the folder to write to",
         metavar="PREPARED",
-        help="folders that `prepare` wrote; their shards go with OUT too",
     )
-    conditions.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
     conditions.add_argument(
         "--image-model", metavar="PATH", help="DINOv2's weights: a folder or a cached hub id"
     )
@@ -319,7 +310,11 @@ def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     pack.add_argument("input", metavar="PREPARED", help="the folder that `prepare` wrote")
     pack.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder to write to")
     pack.add_argument(
-        "--shard-size", type=_size, default=_size("1GB"), metavar="SIZE", help="largest file; default: 1GB"
+        "--shard-size",
+        type=size_in_bytes,
+        default=size_in_bytes("1GB"),
+        metavar="SIZE",
+        help="largest file; default: 1GB",
     )
 
 
@@ -478,7 +473,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
 
 
-def _size(text: str) -> int:
+def size_in_bytes(text: str) -> int:
     """Bytes of "8GB", "512 MB", "1e9" or "0"; powers of 1024."""
     found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     try:
@@ -493,6 +488,12 @@ def _seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
     return value
+
+
+def _add_paths(command: argparse.ArgumentParser, given: str, written: str, *, metavar: str = "IN") -> None:
+    """The files to read, one or more, and where to write; their help."""
+    command.add_argument("input", nargs="+", metavar=metavar, help=given)
+    command.add_argument("-o", "--output", required=True, metavar="OUT", help=written)
 
 
 def _add_ranks(command: argparse.ArgumentParser) -> None:
@@ -566,7 +567,7 @@ def _add_resolution(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--memory",
-        type=_size,
+        type=size_in_bytes,
         metavar="SIZE",
         help="of triposf, what a chunk of its decoder may take, e.g. 4GB; smaller chunks change the result "
         "a little; default: its official chunks",

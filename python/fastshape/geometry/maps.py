@@ -52,6 +52,7 @@ def surface_maps(
         raise ValueError("a mesh without faces has no depth and no normals")
     if size < 1:
         raise ValueError(f"`size` must be at least 1, got {size}")
+    mesh = mesh.compact()  # the camera's range of depths is that of the vertices
     frame = mesh if frame is None else frame
     # Pictures are drawn in float32: a mesh far from the origin or of millimeters must give the same picture.
     center = frame.bounds.double().mean(0)

@@ -69,11 +69,24 @@ class Mesh:
         return len(self.faces)
 
     @cached_property
+    def _used(self) -> Tensor | None:
+        """(V,) bool, whether a face uses the vertex; None where all count: all are used, or no face is."""
+        used = torch.zeros(self.num_vertices, dtype=torch.bool)
+        used[self.faces.reshape(-1)] = True
+        return None if not self.num_faces or bool(used.all()) else used
+
+    @property
+    def used_vertices(self) -> Tensor:
+        """The vertices that faces use, (U, 3), in their order; without faces all of them."""
+        return self.vertices if self._used is None else self.vertices[self._used]
+
+    @cached_property
     def bounds(self) -> Tensor:
-        """Lowest and highest corner of the bounding box, (2, 3); of all vertices, used or not."""
+        """Lowest and highest corner of the bounding box of `used_vertices`, (2, 3)."""
         if not self.num_vertices:
             raise ValueError("a mesh without vertices has no bounds")
-        return torch.stack([self.vertices.amin(0), self.vertices.amax(0)])
+        points = self.used_vertices
+        return torch.stack([points.amin(0), points.amax(0)])
 
     @cached_property
     def triangles(self) -> Tensor:
@@ -129,6 +142,12 @@ class Mesh:
         backward = directed[:, 1] * self.num_vertices + directed[:, 0]
         forward = forward.sort().values
         return bool((forward.diff() != 0).all()) and torch.equal(forward, backward.sort().values)
+
+    def compact(self) -> Mesh:
+        """The mesh without the vertices that no face uses; one without faces as it is."""
+        if self._used is None:
+            return self
+        return replace(self, vertices=self.used_vertices, faces=(self._used.cumsum(0) - 1)[self.faces])
 
     def to(self, dtype: torch.dtype) -> Mesh:
         """The same mesh with vertices of `dtype` (float32 or float64)."""
@@ -250,7 +269,5 @@ def normalize(
         return mesh.normalize(extent=extent, fit=fit, dtype=dtype)
     if not mesh.num_faces:
         raise ValueError("a mesh without faces cannot be normalized")
-    used = torch.zeros(mesh.num_vertices, dtype=torch.bool)
-    used[mesh.faces.reshape(-1)] = True
-    normalization = Normalization.of_points(mesh.vertices[used], extent, fit)
+    normalization = Normalization.of_points(mesh.used_vertices, extent, fit)
     return normalization.apply_mesh(mesh, dtype), normalization

@@ -83,6 +83,7 @@ def orbit(
     if not -90.0 < elevation < 90.0:
         raise ValueError(f"`elevation` must be in (-90, 90), got {elevation}")
 
+    mesh = mesh.compact()
     vertices = mesh.vertices.double()
     vertices = vertices - (vertices.amin(0) + vertices.amax(0)) / 2
     vertices = vertices / vertices.norm(dim=1).max().clamp_min(1e-30)

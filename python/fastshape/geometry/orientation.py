@@ -43,7 +43,7 @@ def oriented_faces(vertices: Tensor, faces: Tensor) -> Tensor:
     corners = points[faces]
     cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = 0.5 * cross.norm(dim=1)
-    component, flip = _components(row_numbers(points)[faces])
+    component, flip = face_components(row_numbers(points)[faces])
 
     # Of a component and its reverse, the one that flips less area.
     balance = area.new_zeros(len(faces)).index_add_(0, component, torch.where(flip, -area, area))
@@ -178,7 +178,7 @@ def row_numbers(rows: Tensor) -> Tensor:
     return torch.empty_like(fresh).index_put_((order,), fresh.cumsum(0))
 
 
-def _components(faces: Tensor) -> tuple[Tensor, Tensor]:
+def face_components(faces: Tensor) -> tuple[Tensor, Tensor]:
     """Connected components of faces over their two-faced edges.
 
     Returns:

@@ -144,7 +144,7 @@ def to_box(mesh: Mesh, box: Box) -> Normalization:
         return Normalization((0.0, 0.0, 0.0), 1.0)
     _, normalization = normalize(mesh, extent=0.5 if box == "unit" else 1.0)
     if box == "sphere":
-        used = mesh.vertices.double()[mesh.faces.reshape(-1)]
+        used = mesh.used_vertices.double()
         radius = float((used - used.new_tensor(normalization.center)).norm(dim=1).max())
         normalization = Normalization(normalization.center, 1 / radius)
     return normalization

@@ -68,7 +68,7 @@ def look_at(mesh: Mesh, views: Sequence[View], *, up: Literal["y", "z"] = "z") -
     if up not in ("y", "z"):
         raise ValueError(f"`up` must be 'y' or 'z', got {up!r}")
     axes = {"z": (0, 1, 2), "y": (2, 0, 1)}[up]
-    points = mesh.vertices.double()
+    points = mesh.used_vertices.double()
     center = mesh.bounds.double().mean(0)
     radius = float((points - center).norm(dim=1).max())
     vertical = torch.eye(3, dtype=torch.float64)[axes[2]]
@@ -136,6 +136,7 @@ def render(
             "`size`, `supersample` and the number of `views` must be at least 1 and `occlusion` at least 0, "
             f"got {size}, {supersample}, {len(views)} and {occlusion}"
         )
+    mesh = mesh.compact()  # the camera's range of depths is that of the vertices
     frame = mesh if frame is None else frame
     # One frame of float32 for everything: a mesh of millimeters or far from the origin draws the same.
     center = frame.bounds.double().mean(0)

@@ -10,157 +10,34 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastshape.geometry.mesh import Mesh, Normalization, normalize
-from fastshape.geometry.optional import require
+from fastshape.geometry.damage import DAMAGES as DAMAGES
+from fastshape.geometry.damage import damage as damage
+from fastshape.geometry.mesh import Mesh
+from fastshape.geometry.solids import (
+    ROUNDING,
+    Inside,
+    Made,
+    Solid,
+    any_of,
+    convex,
+    finish,
+    grid_faces,
+    manifold_module,
+    mesh_of,
+    prism,
+)
 
-Rule = Callable[[Tensor], Tensor]  # points (N, 3) float64 -> (N,) bool
-
-_ROUNDING = 1e-6  # of float32 coordinates in [-1, 1]
-
-
-@dataclass(frozen=True)
-class Inside:
-    """What a normalized shape encloses: `inside(points (N, 3)) -> (N,) bool`.
-
-    Args:
-        rule: the shape's own, in its own frame.
-        normalization: from that frame to the cube.
-        band: closer to the surface than this the answer may differ from that of the triangles: 1e-6 for
-            polyhedra, whose rule is exact, and the largest error of the facets for curved shapes.
-    """
-
-    rule: Rule
-    normalization: Normalization
-    band: float
-
-    def __call__(self, points: Tensor) -> Tensor:
-        return self.rule(self.normalization.undo(points.double()))
+# ---- The shapes --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A shape in the cube, how it came there, and the rule in its own frame if it has one."""
-
-    mesh: Mesh
-    normalization: Normalization
-    rule: Rule | None
-    error: Callable[[], float] = lambda: 0.0  # of the facets, in its own frame
-
-    @property
-    def inside(self) -> Inside | None:
-        if self.rule is None:
-            return None
-        return Inside(self.rule, self.normalization, self.error() * self.normalization.scale + _ROUNDING)
-
-
-def _finish(mesh: Mesh, rule: Rule | None, error: Callable[[], float] = lambda: 0.0) -> _Made:
-    normalized, normalization = normalize(mesh)
-    return _Made(normalized, normalization, rule, error)
-
-
-def _mesh(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
-    return Mesh(torch.from_numpy(vertices.copy()), torch.from_numpy(faces.astype(np.int64)))
-
-
-# ---------------------------------------------------------------------------------- solids and their rules
-
-
-def _manifold() -> Any:
-    return require("manifold3d", "demo", "making solids")
-
-
-class _Solid:
-    """A manifold together with the rule of its inside; a boolean of two is the boolean of their rules."""
-
-    def __init__(self, manifold: Any, rule: Rule) -> None:
-        self.manifold, self.rule = manifold, rule
-
-    def __add__(self, other: _Solid) -> _Solid:
-        return _Solid(self.manifold + other.manifold, _any([self.rule, other.rule]))
-
-    def __sub__(self, other: _Solid) -> _Solid:
-        return _Solid(self.manifold - other.manifold, lambda p: self.rule(p) & ~other.rule(p))
-
-    def mesh(self) -> Mesh:
-        mesh = self.manifold.to_mesh()
-        return _mesh(np.asarray(mesh.vert_properties, np.float64)[:, :3], np.asarray(mesh.tri_verts))
-
-    def made(self) -> _Made:
-        return _finish(self.mesh(), self.rule)
-
-
-def _any(rules: Sequence[Rule]) -> Rule:
-    def rule(points: Tensor) -> Tensor:
-        inside = rules[0](points)
-        for other in rules[1:]:
-            inside = inside | other(points)
-        return inside
-
-    return rule
-
-
-def _convex(manifold: Any) -> _Solid:
-    """A convex polyhedron: inside is behind all of its faces."""
-    mesh = manifold.to_mesh64()
-    corners = np.asarray(mesh.vert_properties)[:, :3][np.asarray(mesh.tri_verts)]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    length = np.linalg.norm(normals, axis=1)
-    kept = length > 1e-9 * length.max()  # the plane of a sliver is noise, and its neighbors have it too
-    normals = normals[kept] / length[kept, None]
-    offsets = np.einsum("nd,nd->n", normals, corners[kept, 0])
-    _, first = np.unique(np.concatenate([normals, offsets[:, None]], 1).round(9), axis=0, return_index=True)
-    planes, limits = torch.from_numpy(normals[first]), torch.from_numpy(offsets[first])
-
-    def rule(points: Tensor) -> Tensor:
-        parts = points.split(max(1, (1 << 22) // len(planes)))
-        return torch.cat([(part @ planes.T <= limits).all(1) for part in parts])
-
-    return _Solid(manifold, rule)
-
-
-def _prism(outline: Sequence[tuple[float, float]], height: float) -> _Solid:
-    """A polygon without crossings, extruded along z about the origin."""
-    module = _manifold()
-    ring = torch.tensor(outline, dtype=torch.float64)
-    after = ring.roll(-1, 0)
-
-    def rule(points: Tensor) -> Tensor:
-        x, y = points[:, 0, None], points[:, 1, None]
-        spans = (ring[:, 1] <= y) != (after[:, 1] <= y)
-        slope = (after[:, 0] - ring[:, 0]) / torch.where(
-            after[:, 1] == ring[:, 1], 1, after[:, 1] - ring[:, 1]
-        )
-        crossings = (spans & (x < ring[:, 0] + (y - ring[:, 1]) * slope)).sum(1)
-        return (crossings % 2 == 1) & (points[:, 2].abs() <= height / 2)
-
-    solid = module.CrossSection([list(outline)]).extrude(height).translate((0, 0, -height / 2))
-    return _Solid(solid, rule)
-
-
-def _grid_faces(rows: int, columns: int, *, wrap_rows: bool, wrap_columns: bool) -> np.ndarray:
-    """Triangles over a (rows, columns) grid of vertices."""
-    i, j = np.meshgrid(
-        np.arange(rows if wrap_rows else rows - 1),
-        np.arange(columns if wrap_columns else columns - 1),
-        indexing="ij",
-    )
-    a, b = i * columns + j, (i + 1) % rows * columns + j
-    c, d = (i + 1) % rows * columns + (j + 1) % columns, i * columns + (j + 1) % columns
-    return np.concatenate([np.stack([a, b, c], -1).reshape(-1, 3), np.stack([a, c, d], -1).reshape(-1, 3)])
-
-
-# ---------------------------------------------------------------------------------- the shapes
-
-
-def _csg(rng: np.random.Generator) -> _Made:
-    m = _manifold().Manifold
+def _csg(rng: np.random.Generator) -> Made:
+    m = manifold_module().Manifold
 
     def primitive() -> Any:
         kind = rng.integers(3)
@@ -176,9 +53,9 @@ def _csg(rng: np.random.Generator) -> _Made:
         angles = rng.integers(0, 4, 3) * 90.0 if aligned else rng.uniform(0, 360, 3)
         return solid.rotate(tuple(angles))
 
-    solid = _convex(primitive())
+    solid = convex(primitive())
     for _ in range(rng.integers(0, 4)):
-        solid += _convex(primitive().translate(tuple(rng.uniform(-0.45, 0.45, 3))))
+        solid += convex(primitive().translate(tuple(rng.uniform(-0.45, 0.45, 3))))
     for _ in range(rng.integers(0, 4)):
         radius = rng.uniform(0.08, 0.22)
         hole = (
@@ -187,7 +64,7 @@ def _csg(rng: np.random.Generator) -> _Made:
             else m.cube((2 * radius, 1.6 * radius, 4), True)
         )
         turned = hole.rotate(tuple(rng.integers(0, 2, 3) * 90.0)).translate(tuple(rng.uniform(-0.3, 0.3, 3)))
-        cut = solid - _convex(turned)
+        cut = solid - convex(turned)
         if cut.manifold.volume() > 0.3 * solid.manifold.volume():
             solid = cut
     return solid.made()
@@ -198,9 +75,9 @@ def csg(seed: int) -> Mesh:
     return _csg(np.random.default_rng(seed)).mesh
 
 
-def _blobs(rng: np.random.Generator) -> _Made:
-    m = _manifold().Manifold
-    parts: list[_Solid] = []
+def _blobs(rng: np.random.Generator) -> Made:
+    m = manifold_module().Manifold
+    parts: list[Solid] = []
     at, last = np.zeros(3), 0.0
     for _ in range(rng.integers(2, 15)):
         kind, size = rng.integers(4), rng.uniform(0.25, 0.8, 3)
@@ -217,8 +94,8 @@ def _blobs(rng: np.random.Generator) -> _Made:
         reach = 0.35 * (last + size.min())  # closer than the two would touch
         at = at + direction / np.linalg.norm(direction) * (reach if parts else 0.0)
         last = size.min()
-        parts.append(_convex(block.rotate(tuple(rng.uniform(0, 360, 3))).translate(tuple(at))))
-    return _finish(Mesh.join([part.mesh() for part in parts]), _any([part.rule for part in parts]))
+        parts.append(convex(block.rotate(tuple(rng.uniform(0, 360, 3))).translate(tuple(at))))
+    return finish(Mesh.join([part.mesh() for part in parts]), any_of([part.rule for part in parts]))
 
 
 def blobs(seed: int = 0) -> Mesh:
@@ -227,7 +104,7 @@ def blobs(seed: int = 0) -> Mesh:
     return _blobs(np.random.default_rng(seed)).mesh
 
 
-def _multi_part(seed: int, parts: int) -> _Made:
+def _multi_part(seed: int, parts: int) -> Made:
     placed, rules, at = [], [], 0.0
     for part in range(parts):
         made = _csg(np.random.default_rng(1000 * (seed + 1) + part))
@@ -238,7 +115,7 @@ def _multi_part(seed: int, parts: int) -> _Made:
         assert made.inside is not None
         rules.append(lambda points, inside=made.inside, shift=shift: inside(points - shift))
         at += float(high[0] - low[0]) + 0.15
-    return _finish(Mesh.join(placed), _any(rules), lambda: _ROUNDING)
+    return finish(Mesh.join(placed), any_of(rules), lambda: ROUNDING)
 
 
 def multi_part(seed: int = 0, parts: int = 3) -> Mesh:
@@ -246,20 +123,20 @@ def multi_part(seed: int = 0, parts: int = 3) -> Mesh:
     return _multi_part(seed, parts).mesh
 
 
-def _torus(major: float, minor: float, segments: int) -> _Made:
+def _torus(major: float, minor: float, segments: int) -> Made:
     around, across = segments, max(segments // 2, 3)
     u = np.arange(around)[:, None] * (2 * math.pi / around)
     v = np.arange(across)[None, :] * (2 * math.pi / across)
     radius = major + minor * np.cos(v)
     points = np.stack([radius * np.cos(u), radius * np.sin(u), minor * np.sin(v) + 0 * u], -1)
-    faces = _grid_faces(around, across, wrap_rows=True, wrap_columns=True)
+    faces = grid_faces(around, across, wrap_rows=True, wrap_columns=True)
     # Chords lie below their arcs by radius * (1 - cos(half the angle)), once along each direction.
     error = minor * (1 - math.cos(math.pi / across)) + (major + minor) * (1 - math.cos(math.pi / around))
 
     def rule(points: Tensor) -> Tensor:
         return torch.hypot(points[:, :2].norm(dim=1) - major, points[:, 2]) <= minor
 
-    return _finish(_mesh(points.reshape(-1, 3), faces), rule, lambda: error)
+    return finish(mesh_of(points.reshape(-1, 3), faces), rule, lambda: error)
 
 
 def torus(major: float = 0.7, minor: float = 0.25, segments: int = 96) -> Mesh:
@@ -267,7 +144,7 @@ def torus(major: float = 0.7, minor: float = 0.25, segments: int = 96) -> Mesh:
     return _torus(major, minor, segments).mesh
 
 
-def _knot(p: int, q: int, radius: float, segments: int) -> _Made:
+def _knot(p: int, q: int, radius: float, segments: int) -> Made:
     t = np.arange(segments) * (2 * math.pi / segments)
     ring = 0.65 + 0.3 * np.cos(q * t)
     center = np.stack([ring * np.cos(p * t), ring * np.sin(p * t), 0.3 * np.sin(q * t)], 1)
@@ -279,7 +156,7 @@ def _knot(p: int, q: int, radius: float, segments: int) -> _Made:
     up = np.cross(side, tangent)
     v = np.arange(32)[None, :, None] * (2 * math.pi / 32)
     points = center[:, None] + radius * (np.cos(v) * up[:, None] - np.sin(v) * side[:, None])
-    mesh = _mesh(points.reshape(-1, 3), _grid_faces(segments, 32, wrap_rows=True, wrap_columns=True))
+    mesh = mesh_of(points.reshape(-1, 3), grid_faces(segments, 32, wrap_rows=True, wrap_columns=True))
     mesh = mesh if mesh.volume > 0 else mesh.flip()
 
     start = torch.from_numpy(center)
@@ -304,7 +181,7 @@ def _knot(p: int, q: int, radius: float, segments: int) -> _Made:
         places = torch.cat([corners.mean(1), *((corners[:, i] + corners[:, i - 1]) / 2 for i in range(3))])
         return 1.1 * max(float((distance(part) - radius).abs().max()) for part in places.split(4096))
 
-    return _finish(mesh, rule, error)
+    return finish(mesh, rule, error)
 
 
 def knot(p: int = 2, q: int = 3, radius: float = 0.16, segments: int = 384) -> Mesh:
@@ -312,13 +189,13 @@ def knot(p: int = 2, q: int = 3, radius: float = 0.16, segments: int = 384) -> M
     return _knot(p, q, radius, segments).mesh
 
 
-def _plate(thickness: float, holes: int) -> _Made:
-    m = _manifold().Manifold
-    solid = _convex(m.cube((2, 2, thickness), True))
+def _plate(thickness: float, holes: int) -> Made:
+    m = manifold_module().Manifold
+    solid = convex(m.cube((2, 2, thickness), True))
     for hole in range(holes):
         angle = 2 * math.pi * (hole + 0.5) / holes
         at = (0.6 * math.cos(angle), 0.6 * math.sin(angle), 0)
-        solid -= _convex(m.cylinder(1, 0.22, 0.22, 64, True).translate(at))
+        solid -= convex(m.cylinder(1, 0.22, 0.22, 64, True).translate(at))
     return solid.made()
 
 
@@ -327,22 +204,22 @@ def plate(thickness: float = 0.04, holes: int = 4) -> Mesh:
     return _plate(thickness, holes).mesh
 
 
-def _shells(count: int, wall: float, gap: float) -> _Solid:
+def _shells(count: int, wall: float, gap: float) -> Solid:
     """Hollow balls inside each other, from radius 1 inwards."""
-    m = _manifold().Manifold
+    m = manifold_module().Manifold
     solid = None
     for shell in range(count):
         outer = 1 - (wall + gap) * shell
-        ball = _convex(m.sphere(outer, 96)) - _convex(m.sphere(outer - wall, 96))
+        ball = convex(m.sphere(outer, 96)) - convex(m.sphere(outer - wall, 96))
         solid = ball if solid is None else solid + ball
     if solid is None:
         raise ValueError(f"`count` must be at least 1, got {count}")
     return solid
 
 
-def _nested_shells(count: int, wall: float = 0.15, gap: float = 0.25) -> _Made:
-    octant = _manifold().Manifold.cube((2, 2, 2)).translate((0, -2, 0))
-    return (_shells(count, wall, gap) - _convex(octant)).made()
+def _nested_shells(count: int, wall: float = 0.15, gap: float = 0.25) -> Made:
+    octant = manifold_module().Manifold.cube((2, 2, 2)).translate((0, -2, 0))
+    return (_shells(count, wall, gap) - convex(octant)).made()
 
 
 def nested_shells(count: int = 2) -> Mesh:
@@ -350,7 +227,7 @@ def nested_shells(count: int = 2) -> Mesh:
     return _nested_shells(count).mesh
 
 
-def _closed_shells(count: int, wall: float = 0.15, gap: float = 0.25) -> _Made:
+def _closed_shells(count: int, wall: float = 0.15, gap: float = 0.25) -> Made:
     return _shells(count, wall, gap).made()
 
 
@@ -359,17 +236,17 @@ def closed_shells(count: int = 2) -> Mesh:
     return _closed_shells(count).mesh
 
 
-def _gear(teeth: int, thickness: float) -> _Made:
-    m = _manifold().Manifold
+def _gear(teeth: int, thickness: float) -> Made:
+    m = manifold_module().Manifold
     outline = []
     for tooth in range(teeth):
         for offset, radius in ((-0.30, 0.8), (-0.17, 1.0), (0.17, 1.0), (0.30, 0.8)):
             angle = 2 * math.pi * (tooth + offset) / teeth
             outline.append((radius * math.cos(angle), radius * math.sin(angle)))
-    wheel = _prism(outline, thickness)
-    hub = _convex(m.cylinder(1.8 * thickness, 0.36, 0.36, 64, True))
-    recess = _convex(m.cylinder(thickness, 0.66, 0.66, 96, True).translate((0, 0, 0.75 * thickness)))
-    return (wheel - recess + hub - _convex(m.cube((0.3, 0.3, 4), True))).made()
+    wheel = prism(outline, thickness)
+    hub = convex(m.cylinder(1.8 * thickness, 0.36, 0.36, 64, True))
+    recess = convex(m.cylinder(thickness, 0.66, 0.66, 96, True).translate((0, 0, 0.75 * thickness)))
+    return (wheel - recess + hub - convex(m.cube((0.3, 0.3, 4), True))).made()
 
 
 def gear(teeth: int = 12, thickness: float = 0.4) -> Mesh:
@@ -377,12 +254,12 @@ def gear(teeth: int = 12, thickness: float = 0.4) -> Mesh:
     return _gear(teeth, thickness).mesh
 
 
-def _half_pipe(segments: int, turn: float = math.pi, length: float = 2.0) -> _Made:
+def _half_pipe(segments: int, turn: float = math.pi, length: float = 2.0) -> Made:
     angle = np.linspace(0, turn, segments)[:, None]
     along = np.linspace(-length / 2, length / 2, 9)[None, :]
     points = np.stack([np.cos(angle) + 0 * along, along + 0 * angle, np.sin(angle) + 0 * along], -1)
-    faces = _grid_faces(segments, 9, wrap_rows=False, wrap_columns=False)[:, ::-1]
-    return _finish(_mesh(points.reshape(-1, 3), faces), None)
+    faces = grid_faces(segments, 9, wrap_rows=False, wrap_columns=False)[:, ::-1]
+    return finish(mesh_of(points.reshape(-1, 3), faces), None)
 
 
 def half_pipe(segments: int = 48) -> Mesh:
@@ -390,7 +267,7 @@ def half_pipe(segments: int = 48) -> Mesh:
     return _half_pipe(segments).mesh
 
 
-# ---------------------------------------------------------------------------------- by name
+# ---- By name -----------------------------------------------------------------------------------------------
 
 NAMES: dict[str, Callable[[], Mesh]] = {
     "torus": torus,
@@ -404,7 +281,7 @@ NAMES: dict[str, Callable[[], Mesh]] = {
     "half_pipe": half_pipe,
 }
 
-_PLAIN: dict[str, Callable[[], _Made]] = {
+_PLAIN: dict[str, Callable[[], Made]] = {
     "torus": lambda: _torus(0.7, 0.25, 96),
     "knot": lambda: _knot(2, 3, 0.16, 384),
     "gear": lambda: _gear(12, 0.4),
@@ -421,7 +298,7 @@ def _rng(family: str, seed: int) -> np.random.Generator:
     return np.random.default_rng((zlib.crc32(family.encode()), seed))
 
 
-def _seeded_knot(rng: np.random.Generator) -> _Made:
+def _seeded_knot(rng: np.random.Generator) -> Made:
     p, q = ((2, 3), (2, 5), (3, 2), (1, 3), (1, 5))[rng.integers(5)]
     return _knot(p, q, rng.uniform(0.06, 0.14), 384)
 
@@ -433,7 +310,7 @@ def _seeded_shells(rng: np.random.Generator) -> tuple[int, float, float]:
 
 
 # Of a random generator, one of endlessly many; csg, blobs and multi_part count by their seeds alone.
-_FAMILIES: dict[str, Callable[[np.random.Generator], _Made]] = {
+_FAMILIES: dict[str, Callable[[np.random.Generator], Made]] = {
     "torus": lambda rng: _torus(0.7, rng.uniform(0.08, 0.5), 96),
     "knot": _seeded_knot,
     "gear": lambda rng: _gear(int(rng.integers(6, 33)), rng.uniform(0.15, 0.8)),
@@ -444,7 +321,7 @@ _FAMILIES: dict[str, Callable[[np.random.Generator], _Made]] = {
 }
 
 
-def _make(name: str | int) -> _Made:
+def _make(name: str | int) -> Made:
     if isinstance(name, int):
         name = f"csg-{name}"
     if name in _PLAIN:
@@ -536,82 +413,3 @@ def corpus(count: int, seed: int = 0, *, kinds: Sequence[str] | None = None) -> 
             yield name, make(name)
 
     return shapes()
-
-
-# ---------------------------------------------------------------------------------- damage
-
-DAMAGES = (
-    "duplicates",
-    "degenerate",
-    "hole",
-    "soup",
-    "flipped",
-    "inside_out",
-    "double_wall",
-    "unused",
-    "noise",
-)
-
-
-def damage(mesh: Mesh, kind: str, seed: int = 0, share: float | None = None) -> Mesh:
-    """The mesh with one thing wrong, as files have it; for tests and for studies of robustness.
-
-    - "duplicates": a share (0.2) of the faces twice.
-    - "degenerate": a share (0.2) of the faces again as segments, and as points.
-    - "hole": a share (0.02) of the faces missing around one of them.
-    - "soup": every face with vertices of its own, in random order.
-    - "flipped": a share (0.2) of the faces turned over.
-    - "inside_out": all faces turned over.
-    - "double_wall": a copy of the surface turned the same way, a share (0.03) of the longest side further in.
-    - "unused": some vertices far away that no face has.
-    - "noise": vertices moved by a normal distribution, a share (0.002) of the longest side wide.
-
-    Args:
-        mesh: any.
-        kind: one of :data:`DAMAGES`.
-        seed: of what is chosen at random.
-        share: instead of the one named above.
-
-    Raises:
-        ValueError: an unknown kind, or a share outside of 0 to 1.
-    """
-    if kind not in DAMAGES:
-        raise ValueError(f"`kind` must be one of {', '.join(DAMAGES)}, got {kind!r}")
-    if share is None:
-        share = {"hole": 0.02, "double_wall": 0.03, "noise": 0.002}.get(kind, 0.2)
-    if not 0 <= share <= 1:
-        raise ValueError(f"`share` must lie in 0 to 1, got {share}")
-    generator = torch.Generator().manual_seed(seed)
-    vertices, faces = mesh.vertices, mesh.faces
-    size = float((mesh.bounds[1] - mesh.bounds[0]).max())
-    order = torch.randperm(len(faces), generator=generator)
-    chosen = torch.zeros(len(faces), dtype=torch.bool)
-    chosen[order[: round(share * len(faces))]] = True
-
-    if kind == "duplicates":
-        faces = torch.cat([faces, faces[chosen]])
-    elif kind == "degenerate":
-        segments, points = faces[chosen].clone(), faces[chosen].clone()
-        segments[:, 2] = segments[:, 1]
-        points[:, 1:] = points[:, :1]
-        faces = torch.cat([segments, faces, points])
-    elif kind == "hole":
-        middle = mesh.triangles.mean(1)
-        near = (middle - middle[order[0]]).norm(dim=1).sort(stable=True).indices
-        faces = faces[near[round(share * len(faces)) :].sort().values]
-    elif kind == "soup":
-        vertices, faces = mesh.triangles[order].reshape(-1, 3), torch.arange(3 * len(faces)).view(-1, 3)
-    elif kind == "flipped":
-        faces = torch.where(chosen[:, None], faces.flip(1), faces)
-    elif kind == "inside_out":
-        faces = faces.flip(1)
-    elif kind == "double_wall":
-        vertices = torch.cat([vertices, vertices - share * size * mesh.vertex_normals])
-        faces = torch.cat([faces, faces + mesh.num_vertices])
-    elif kind == "unused":
-        vertices = torch.cat([vertices, mesh.bounds[1] + 1e3 * size * torch.ones(5, 3, dtype=vertices.dtype)])
-    else:
-        vertices = vertices + share * size * torch.randn(vertices.shape, generator=generator).to(
-            vertices.dtype
-        )
-    return replace(mesh, vertices=vertices, faces=faces.contiguous())

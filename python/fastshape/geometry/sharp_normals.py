@@ -113,7 +113,7 @@ def normal_maps(
     up = torch.linalg.cross(direction, right)
     steps = ((torch.arange(size, dtype=torch.float64) + 0.5) / size * 2 - 1) * radius
     y, x = torch.meshgrid(-steps, steps, indexing="ij")
-    reach = radius + float((mesh.vertices.double() - center).norm(dim=1).max())
+    reach = radius + float((mesh.used_vertices.double() - center).norm(dim=1).max())
     origins = center + reach * direction + x[..., None] * right + y[..., None] * up
     origins = origins.reshape(-1, 3).float()
     hits = cast_rays(origins, (-direction).float().expand_as(origins).contiguous(), bvh)
@@ -160,7 +160,7 @@ def sharp_normal_error(prediction: Mesh, target: Mesh, *, views: int = 22, size:
     if not prediction.num_faces or not target.num_faces:
         raise ValueError("a mesh without faces has no normals to compare")
     center = target.bounds.double().mean(0)
-    radius = float((target.vertices.double() - center).norm(dim=1).max())
+    radius = float((target.used_vertices.double() - center).norm(dim=1).max())
     trees = [build_bvh(m.vertices.float().contiguous(), m.faces.contiguous()) for m in (prediction, target)]
     total, count = 0.0, 0
     for direction in sphere_directions(views):

@@ -35,7 +35,8 @@ from fastshape.models.slat import SLatConfig, SLatVAE
 from fastshape.models.structure import SparseStructureConfig, SparseStructureVAE, StructureOutput
 from fastshape.models.token_sampling import Sampling
 from fastshape.models.triposf import SparsePosterior, TripoSFConfig, TripoSFVAE
-from fastshape.models.vat import VAT, CodedPosterior, VATConfig
+from fastshape.models.vat import VAT, CodedPosterior
+from fastshape.models.vat_config import VATConfig
 from fastshape.models.vecset import VecSetConfig, VecSetVAE
 
 __all__ = [

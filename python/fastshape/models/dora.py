@@ -33,10 +33,10 @@ from fastshape.models.field import (
     Context,
     FieldAutoencoder,
     FieldOutput,
-    gather_rows,
     require_cloud,
     require_points,
     require_tokens,
+    sample_rows,
 )
 from fastshape.models.pretrained import ModelConfig
 from fastshape.nn import (
@@ -47,7 +47,6 @@ from fastshape.nn import (
     Posterior,
     SelfAttentionBlock,
 )
-from fastshape.ops import farthest_point_sampling
 
 
 @dataclass(frozen=True)
@@ -225,23 +224,21 @@ class DoraVAE(FieldAutoencoder):
             ValueError: the shape of `surface` or `sharp`, an empty stream, or fewer than 2 tokens.
         """
         for name, points in (("surface", surface), ("sharp", sharp)):
-            require_cloud(points, name, 3 + self.config.point_features)
+            require_cloud(points, name, self.input_channels)
         if surface.shape[0] != sharp.shape[0]:
             raise ValueError(
                 f"`surface` and `sharp` must agree on B, got {tuple(surface.shape)} and {tuple(sharp.shape)}"
             )
-        count = self.config.num_latents if num_latents is None else num_latents
+        count = self._checked_count(num_latents)
         if count < 2:
             raise ValueError(f"`num_latents` must be at least 2, a token of each stream, got {count}")
 
         c = self.encoder.project(surface, self.encoder.surface_proj)  # (B, N, dim)
         s = self.encoder.project(sharp, self.encoder.sharp_proj)  # (B, S, dim)
-        samples = []
-        for points, tokens, share in ((surface, c, (count + 1) // 2), (sharp, s, count // 2)):
-            with torch.no_grad():
-                positions = points[..., :3].contiguous()
-                indices = farthest_point_sampling(positions, share, start=start, generator=generator)
-            samples.append(gather_rows(tokens, indices))
+        samples = [
+            sample_rows(c, surface, (count + 1) // 2, start, generator),
+            sample_rows(s, sharp, count // 2, start, generator),
+        ]
         return self.bottleneck(self.encoder(torch.cat(samples, dim=1), c, s))
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastshape.models.pretrained import PretrainedModel
 from fastshape.nn import Generators, LevelPosterior, Posterior
+from fastshape.ops import farthest_point_sampling
 
 if TYPE_CHECKING:
     from fastshape.geometry import ExtractionReport, Mesh, SurfaceKind
@@ -65,6 +66,18 @@ class FieldAutoencoder(PretrainedModel):
     def decode(self, latents: Any) -> Any:
         """Latents -> features, once per shape."""
         raise NotImplementedError
+
+    def _checked_count(self, num_latents: int | None) -> int:
+        """The tokens of `encode`: as many as were asked for, or the configuration's.
+
+        Raises:
+            ValueError: another number than that of learned queries.
+        """
+        own = self.config.num_latents
+        count = own if num_latents is None else num_latents
+        if getattr(self.config, "learned_queries", False) and count != own:
+            raise ValueError(f"learned queries fix the number of latents at {own}, got {count}")
+        return count
 
     def _pass(
         self, posterior: Any, queries: Tensor, sample: bool | None, generator: Generators | None
@@ -256,6 +269,19 @@ def require_cloud(points: Tensor, name: str, channels: int = 3) -> None:
         raise ValueError(f"`{name}` must have at least one point, got {tuple(points.shape)}")
 
 
-def gather_rows(rows: Tensor, indices: Tensor) -> Tensor:
-    """rows (B, N, C) at indices (B, M), -1 (there were fewer finite points) taken as 0 -> (B, M, C)."""
+def sample_rows(
+    rows: Tensor,
+    points: Tensor,
+    count: int,
+    start: int | Tensor | str = 0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """rows (B, N, C) of the first `count` points of farthest point sampling -> (B, count, C).
+
+    The points are (B, N, 3) or have more channels, which play no part; `start` and `generator` as of
+    `ops.farthest_point_sampling`. Of fewer finite points than `count` point 0 is taken again.
+    """
+    with torch.no_grad():
+        places = points[..., :3].contiguous()
+        indices = farthest_point_sampling(places, count, start=start, generator=generator)
     return rows.gather(1, indices[..., None].clamp_min(0).expand(-1, -1, rows.shape[-1]))

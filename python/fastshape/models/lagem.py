@@ -42,10 +42,10 @@ from fastshape.models.field import (
     Features,
     FieldAutoencoder,
     FieldOutput,
-    gather_rows,
     require_cloud,
     require_points,
     require_tokens,
+    sample_rows,
 )
 from fastshape.models.pretrained import ModelConfig
 from fastshape.nn import (
@@ -58,7 +58,6 @@ from fastshape.nn import (
     PointEmbed,
     SelfAttentionBlock,
 )
-from fastshape.ops import farthest_point_sampling
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -234,15 +233,11 @@ class LaGeM(FieldAutoencoder):
         Raises:
             ValueError: the shape of `points`, an empty cloud, or the counts.
         """
-        require_cloud(points, "points")
+        require_cloud(points, "points", self.input_channels)
         counts = self.config.num_latents if num_latents is None else tuple(num_latents)
         _require_counts(counts, self.config.num_levels)
-        with torch.no_grad():
-            indices = farthest_point_sampling(
-                points.contiguous(), counts[0], start=start, generator=generator
-            )
         x = self.point_embed(points)  # (B, N, dim)
-        samples = gather_rows(x, indices)  # (B, M_1, dim)
+        samples = sample_rows(x, points, counts[0], start, generator)  # (B, M_1, dim)
         posteriors = []
         for level, count in zip(self.levels, counts, strict=True):
             x = level.encoder(samples[:, :count], x)  # (B, M_l, dim)

@@ -233,6 +233,19 @@ class SparseFlexDecoder(SparseTransformer):
         return tokens.replace(self.out_layer(tokens.feats)), logits
 
 
+class Chunk(NamedTuple):
+    """A cube of the latent grid, whose voxels are subdivided together.
+
+    Attributes:
+        first, end: (3,) int64: its first voxel, and the one behind its last.
+        rows: (N,) bool: the voxels in it and in the margin around it.
+    """
+
+    first: Tensor
+    rows: Tensor
+    end: Tensor
+
+
 class Decoded(NamedTuple):
     """What `forward` and `TripoSFVAE.decode_whole` give.
 
@@ -379,13 +392,31 @@ class TripoSFVAE(PretrainedModel):
                 beyond it.
         """
         self._require_latents(latents)
-        if merge not in ("official", "exact"):
-            raise ValueError(f"`merge` must be 'official' or 'exact', got {merge!r}")
+        _require_merge(merge)
         tokens = self.decoder(latents)
-        return SparseTensor.cat([self._decode_item(item, prune, merge, chunks, memory) for item in tokens])
+        return self.subdivide(tokens, prune=prune, merge=merge, chunks=chunks, memory=memory)
 
-    def _chunk_count(self, tokens: SparseTensor, chunks: int | None, memory: int | None) -> int:
-        """Chunks along an axis."""
+    @torch.no_grad()
+    def subdivide(
+        self,
+        tokens: SparseTensor,
+        *,
+        prune: bool = False,
+        merge: Merge = "exact",
+        chunks: int | None = None,
+        memory: int | None = None,
+    ) -> SparseTensor:
+        """The second half of `decode`, behind `decoder(latents)`: tokens of dim channels to fine voxels.
+
+        Arguments, result and errors as of `decode`.
+        """
+        _require_merge(merge)
+        return SparseTensor.cat([self._subdivide_item(item, prune, merge, chunks, memory) for item in tokens])
+
+    def chunk_count(
+        self, tokens: SparseTensor, *, chunks: int | None = None, memory: int | None = None
+    ) -> int:
+        """How many chunks along an axis `subdivide` takes of one item of tokens; arguments as of `decode`."""
         size = self.config.resolution
         count = chunks if chunks is not None else math.gcd(size, 4 if len(tokens) < _MANY else 8)
         if count < 1 or size % count:
@@ -394,18 +425,36 @@ class TripoSFVAE(PretrainedModel):
             return count
         most = memory // (_voxel_numbers(self.config) * tokens.dtype.itemsize)
         while size % (2 * count) == 0 and size // count > _MARGIN:
-            parts = _chunks(tokens.coords[:, 1:], size, count)
-            if max((int(rows.sum()) for _, rows, _ in parts), default=0) <= most:
+            if max((int(part.rows.sum()) for part in self.chunks(tokens, count)), default=0) <= most:
                 break
             count *= 2
         return count
 
-    def _decode_item(
+    def chunks(self, tokens: SparseTensor, count: int) -> Iterator[Chunk]:
+        """The chunks of one item of tokens, `count` along an axis, x slowest: those that have voxels."""
+        places, side = tokens.coords[:, 1:], self.config.resolution // count
+        spans = [
+            (places >= step * side - _MARGIN) & (places < (step + 1) * side + _MARGIN)
+            for step in range(count)
+        ]
+        for i in range(count):
+            if not bool(spans[i][:, 0].any()):
+                continue
+            for j in range(count):
+                here = spans[i][:, 0] & spans[j][:, 1]
+                for k in range(count):
+                    rows = here & spans[k][:, 2]
+                    if not bool(rows.any()):
+                        continue
+                    first = torch.tensor([i, j, k], device=places.device) * side
+                    yield Chunk(first, rows, first + side)
+
+    def _subdivide_item(
         self, tokens: SparseTensor, prune: bool, merge: Merge, chunks: int | None, memory: int | None
     ) -> SparseTensor:
-        count = self._chunk_count(tokens, chunks, memory)
         coords, feats = [], []
-        for first, rows, end in _chunks(tokens.coords[:, 1:], self.config.resolution, count):
+        count = self.chunk_count(tokens, chunks=chunks, memory=memory)
+        for first, rows, end in self.chunks(tokens, count):
             part = tokens.select(rows)
             fine, _ = self.decoder.subdivide(part, prune=prune)
             low, high = first * _UPSAMPLING, end * _UPSAMPLING + (_OVERLAP if merge == "official" else 0)
@@ -474,28 +523,12 @@ class TripoSFVAE(PretrainedModel):
             )
 
 
+def _require_merge(merge: str) -> None:
+    if merge not in ("official", "exact"):
+        raise ValueError(f"`merge` must be 'official' or 'exact', got {merge!r}")
+
+
 def _voxel_numbers(config: TripoSFConfig) -> int:
     """How many numbers the subdivision of one latent voxel holds at a time, without pruning."""
     fine = config.dim // 4 + 6 * (config.dim // 8) + SHAPE_CHANNELS + 27  # the last: a row of neighbors
     return _UPSAMPLING**3 * fine
-
-
-def _chunks(places: Tensor, resolution: int, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The chunks of a grid that have voxels (N, 3), x slowest: their first voxel, the rows of the voxels in
-    them and in the margin around them, and their end.
-    """
-    side = resolution // count
-    spans = [
-        (places >= step * side - _MARGIN) & (places < (step + 1) * side + _MARGIN) for step in range(count)
-    ]
-    for i in range(count):
-        if not bool(spans[i][:, 0].any()):
-            continue
-        for j in range(count):
-            here = spans[i][:, 0] & spans[j][:, 1]
-            for k in range(count):
-                rows = here & spans[k][:, 2]
-                if not bool(rows.any()):
-                    continue
-                first = torch.tensor([i, j, k], device=places.device) * side
-                yield first, rows, first + side

@@ -24,11 +24,9 @@ paper are `noise`, `scale_dropout` and `temperature`; `decoder`; `compression`.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,7 +42,8 @@ from fastshape.models.field import (
     require_points,
     require_tokens,
 )
-from fastshape.models.pretrained import ModelConfig
+from fastshape.models.vat_config import VATConfig
+from fastshape.models.vat_heads import CrossHead, PlaneHead, lattice_places
 from fastshape.nn import (
     CrossAttentionBlock,
     FourierEmbed,
@@ -55,164 +54,8 @@ from fastshape.nn import (
     Quantized,
     SelfAttentionBlock,
 )
-from fastshape.nn.multiscale_quantizer import check_scales
 
-_AXES = ((0, 1), (1, 2), (0, 2))  # of the planes XY, YZ, XZ
-_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 24, 32)  # of the scales' grids: the appendix, with 16 for its 14
 _TABLE_BYTES = 1 << 30
-
-
-def published_scales(num_latents: int) -> tuple[int, ...]:
-    """The tokens of each scale for K latents: the published squares below K, and K."""
-    return (*(side**2 for side in _SIDES if side**2 < num_latents), num_latents)
-
-
-@dataclass(frozen=True)
-class VATConfig(ModelConfig):
-    """Sizes of a `VAT`; the defaults are the published model of 1024 latents.
-
-    Attributes:
-        dim: width of the tokens.
-        heads: of every attention; they divide `dim`.
-        encoder_depth, depth: self-attention layers of encoder and decoder; 12 in the paper's list, 16 by its
-            number of parameters.
-        num_latents: K; the latent tokens are learned, and their number is fixed.
-        latent_dim: d.
-        num_inputs: surface points per shape in training; no parameter depends on it.
-        point_features: channels beside the position: 3, the normal, or 0.
-        qk_norm: LayerNorm of queries and keys.
-        plane_size: r, texels along an axis of the planes that the decoder's tokens are.
-        channels: of the convolutions behind each doubling of the planes.
-        plane_dim: channels of the mipmaps.
-        mlp_dim: width of the field's MLP.
-        quantize: whether there is a quantizer; False is the first stage.
-        num_codes: V.
-        scales: tokens of each scale, coarse to fine, the last num_latents; empty: as published.
-        resample, num_phis, phi_ratio, commitment, cosine, ema, temperature: of `nn.MultiscaleQuantizer`.
-        noise: draw the latents from their Gaussian in training, also of what is quantized (the paper's VVQ).
-        scale_dropout: share of the training steps in which only the first scales, a random number of them,
-            are decoded.
-        compression: how K tokens come of L: "in_context", the paper's; "pooling", means of neighbors without
-            latent tokens; "qformer", a cross-attention behind the self-attention.
-        decoder: "triplane", or "cross", a cross-attention from each point to the decoder's tokens.
-        output: what the logits are learned from: "soft_occupancy", a ramp of width `truncation` on either
-            side of the surface, the paper's; sharp "occupancy"; or a "tsdf".
-        truncation: distance at which occupancy saturates.
-    """
-
-    dim: int = 768
-    heads: int = 12
-    encoder_depth: int = 12
-    depth: int = 12
-    num_latents: int = 1024
-    latent_dim: int = 16
-    num_inputs: int = 80_000
-    point_features: int = 3
-    qk_norm: bool = False
-    plane_size: int = 32
-    channels: tuple[int, ...] = (256, 128, 64)
-    plane_dim: int = 32
-    mlp_dim: int = 256
-    quantize: bool = True
-    num_codes: int = 16384
-    scales: tuple[int, ...] = ()
-    resample: str = "grid2d"
-    num_phis: int = 4
-    phi_ratio: float = 0.5
-    commitment: float = 0.25
-    cosine: bool = False
-    ema: bool = False
-    temperature: float = 0.0
-    noise: bool = True
-    scale_dropout: float = 0.0
-    compression: str = "in_context"
-    decoder: str = "triplane"
-    output: str = "soft_occupancy"
-    truncation: float = 1 / 64
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "scales"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists
-        for name in ("dim", "heads", "num_latents", "latent_dim", "num_inputs", "plane_size", "plane_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("mlp_dim", "num_codes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("encoder_depth", "depth"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
-        if self.dim % self.heads:
-            raise ValueError(f"`heads` must divide `dim`, got {self.heads} and {self.dim}")
-        if self.point_features not in (0, 3):
-            raise ValueError(f"`point_features` must be 0 or 3, the normal, got {self.point_features}")
-        if not self.channels or min(self.channels) < 1:
-            raise ValueError(f"`channels` must be at least 1, of one doubling or more, got {self.channels}")
-        if not 0.0 <= self.scale_dropout <= 1.0:
-            raise ValueError(f"`scale_dropout` must be in [0, 1], got {self.scale_dropout}")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.compression == "pooling" and self.num_latents > self.num_queries:
-            raise ValueError(
-                f"`num_latents` must be at most the {self.num_queries} that are pooled, "
-                f"got {self.num_latents}"
-            )
-        if self.truncation <= 0:
-            raise ValueError(f"`truncation` must be positive, got {self.truncation}")
-        if self.quantize and check_scales(self.all_scales, self.resample)[-1] != self.num_latents:
-            raise ValueError(f"`scales` must end with `num_latents`, {self.num_latents}, got {self.scales}")
-
-    @property
-    def num_queries(self) -> int:
-        """L, the tokens of the three planes."""
-        return 3 * self.plane_size**2
-
-    @property
-    def all_scales(self) -> tuple[int, ...]:
-        """Tokens of each scale."""
-        return self.scales or published_scales(self.num_latents)
-
-    @property
-    def learned_queries(self) -> bool:
-        """Always: the number of tokens is fixed."""
-        return True
-
-    @property
-    def attention(self) -> dict[str, Any]:
-        """The options of every attention block."""
-        return {
-            "heads": self.heads,
-            "head_dim": self.dim // self.heads,
-            "gated": False,
-            "qk_norm": self.qk_norm,
-        }
-
-
-_CHOICES = {
-    "compression": ("in_context", "pooling", "qformer"),
-    "decoder": ("triplane", "cross"),
-    "output": ("soft_occupancy", "occupancy", "tsdf"),
-}
-
-
-@dataclass(frozen=True)
-class CodedPosterior(Posterior):
-    """The posterior of a training pass, and what became of its draw.
-
-    Attributes:
-        coded: tokens, losses and counts; None where the latents were not quantized.
-    """
-
-    coded: Quantized | None = None
-
-
-class CodedBatch(NamedTuple):
-    """What a training pass quantized, for the care of the codebook."""
-
-    latents: Tensor  # (B, K, d)
-    tokens: Tensor  # (B, T)
-    counts: Tensor  # (S, V)
 
 
 class Encoder(nn.Module):
@@ -273,104 +116,23 @@ class Decoder(nn.Module):
         return x
 
 
-class PlaneStage(nn.Module):
-    """Planes of twice the size, and their mipmap."""
+@dataclass(frozen=True)
+class CodedPosterior(Posterior):
+    """The posterior of a training pass, and what became of its draw.
 
-    def __init__(self, channels: int, out_channels: int, plane_dim: int) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
-        self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.to_plane = nn.Conv2d(out_channels, plane_dim, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, r, r) -> (B, C', 2r, 2r) and (B, plane_dim, 2r, 2r)."""
-        x = self.conv_in(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        x = self.conv_out(F.silu(self.norm(x)))
-        return x, self.to_plane(x)
-
-
-class PlaneHead(nn.Module):
-    """The field of three planes with mipmaps.
-
-    The MLP's first layer is linear in what is sampled, and sampling is linear in the planes: on a lattice of
-    n points an axis they become tables (3, n, n, mlp_dim) of its outputs, made once, of which a point adds
-    three rows. Equal up to rounding.
+    Attributes:
+        coded: tokens, losses and counts; None where the latents were not quantized.
     """
 
-    def __init__(self, config: VATConfig) -> None:
-        super().__init__()
-        widths = (config.dim, *config.channels)
-        self.size, self.plane_dim = config.plane_size, config.plane_dim
-        self.stages = nn.ModuleList(
-            PlaneStage(before, after, config.plane_dim) for before, after in pairwise(widths)
-        )
-        self.first = nn.Linear(3 * len(config.channels) * config.plane_dim, config.mlp_dim)
-        self.second = nn.Linear(config.mlp_dim, config.mlp_dim)
-        self.to_logits = nn.Linear(config.mlp_dim, 1)
-
-    def planes(self, x: Tensor) -> tuple[Tensor, ...]:
-        """x (B, 3 r^2, dim), plane by plane and row by row -> each mipmap, coarsest first, (B, 3, C, n, n).
-
-        A row runs along a plane's first axis.
-        """
-        batch = x.shape[0]
-        x = x.reshape(3 * batch, self.size, self.size, -1).permute(0, 3, 1, 2)
-        mipmaps = []
-        for stage in self.stages:
-            x, mipmap = stage(x)
-            mipmaps.append(mipmap.unflatten(0, (batch, 3)))
-        return tuple(mipmaps)
-
-    def sample(self, mipmaps: Sequence[Tensor], points: Tensor) -> Tensor:
-        """mipmaps (B, 3, C, n, n), points (B, Q, 3) -> (B, Q, 3 * C * mipmaps)."""
-        batch, count = points.shape[:2]
-        places = torch.stack([points[..., axes] for axes in _AXES], 1).flatten(0, 1)[:, :, None]
-        found = [_bilinear(mipmap.flatten(0, 1), places) for mipmap in mipmaps]
-        # (B * 3, C, Q, 1) each -> (B, Q, 3 * C), a plane after the other
-        rows = [f.view(batch, -1, count).transpose(1, 2) for f in found]
-        return torch.cat(rows, dim=-1)
-
-    def tables(self, mipmaps: Sequence[Tensor], resolution: int, bounds: float) -> Tensor:
-        """The first layer's output of each plane at the lattice's places: (3, n, n, mlp_dim), of one shape.
-
-        The first index is along a plane's first axis.
-        """
-        like = mipmaps[0]
-        line = torch.linspace(-bounds, bounds, resolution, dtype=like.dtype, device=like.device)
-        places = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).expand(3, -1, -1, -1)
-        weight = self.first.weight.unflatten(1, (len(mipmaps), 3, self.plane_dim))
-        table = like.new_zeros(3, resolution, resolution, len(weight))
-        for mipmap, part in zip(mipmaps, weight.unbind(1), strict=True):  # part (mlp_dim, 3, C)
-            table += torch.einsum("pcij,hpc->pijh", _bilinear(mipmap[0], places), part)
-        table[0] += self.first.bias
-        return table
-
-    def lookup(self, tables: Tensor, points: Tensor, bounds: float) -> Tensor:
-        """What the first layer gives at points of the lattice, (1, Q, 3) -> (1, Q, mlp_dim)."""
-        index = _places(points, tables.shape[1], bounds).round().long()
-        return sum(tables[p][index[..., a], index[..., b]] for p, (a, b) in enumerate(_AXES))  # type: ignore[return-value]
-
-    def finish(self, hidden: Tensor) -> Tensor:
-        """The MLP behind its first layer: (B, Q, mlp_dim) -> (B, Q)."""
-        return self.to_logits(F.silu(self.second(F.silu(hidden)))).squeeze(-1)
+    coded: Quantized | None = None
 
 
-class CrossHead(nn.Module):
-    """The field as a cross-attention from points to tokens: table 4 of the paper."""
+class CodedBatch(NamedTuple):
+    """What a training pass quantized, for the care of the codebook."""
 
-    def __init__(self, config: VATConfig) -> None:
-        super().__init__()
-        self.fourier = FourierEmbed(8, include_pi=True)
-        self.proj = nn.Linear(self.fourier.dim, config.dim)
-        self.block = CrossAttentionBlock(config.dim, **config.attention)
-        self.norm = nn.LayerNorm(config.dim)
-        self.to_logits = nn.Linear(config.dim, 1)
-
-    def forward(self, points: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """points (B, Q, 3), keys and values of the decoder's tokens -> (B, Q)."""
-        x = self.proj(self.fourier(points).to(self.proj.weight.dtype))
-        return self.to_logits(self.norm(self.block.attend(x, keys, values))).squeeze(-1)
+    latents: Tensor  # (B, K, d)
+    tokens: Tensor  # (B, T)
+    counts: Tensor  # (S, V)
 
 
 class VAT(FieldAutoencoder):
@@ -462,10 +224,7 @@ class VAT(FieldAutoencoder):
             ValueError: the shape of `points`, an empty cloud, or another number of tokens.
         """
         require_cloud(points, "points", self.input_channels)
-        if num_latents not in (None, self.config.num_latents):
-            raise ValueError(
-                f"learned tokens fix the number of latents at {self.config.num_latents}, got {num_latents}"
-            )
+        self._checked_count(num_latents)
         return self.bottleneck(self.norm(self.encoder(points)))
 
     def tokenize(self, points: Tensor) -> Tensor:
@@ -497,8 +256,7 @@ class VAT(FieldAutoencoder):
             cross-attention decoder a tensor of tokens (B, L, dim).
         """
         require_tokens(latents, "latents", self.config.latent_dim)
-        if latents.shape[1] != self.config.num_latents:
-            raise ValueError(f"`latents` must have {self.config.num_latents} rows, got {latents.shape[1]}")
+        self._checked_count(latents.shape[1])
         if self.quantizing if quantize is None else quantize:
             latents = self._quantizer().quantize(latents).quantized
         return self._features(latents)
@@ -599,7 +357,7 @@ class VAT(FieldAutoencoder):
         context: Any = (*self._prepare(levels), (tables,))
 
         def field(points: Tensor) -> Tensor:
-            places = _places(points, resolution, self.bounds)
+            places = lattice_places(points, resolution, self.bounds)
             on = ((places - places.round()).abs() < 1e-3).all(1)
             if bool(on.all()):
                 return self._in_chunks(points[None], context, chunk_size)[0]
@@ -620,17 +378,3 @@ class VAT(FieldAutoencoder):
 
     def _query_width(self) -> tuple[int, int]:
         return self.config.dim, self.config.heads
-
-
-def _bilinear(planes: Tensor, places: Tensor) -> Tensor:
-    """planes (P, C, n, n) at places (P, H, W, 2) -> (P, C, H, W); beyond the border its last value."""
-    wide = torch.promote_types(
-        planes.dtype, torch.float32
-    )  # the half ones would round places to whole texels
-    found = F.grid_sample(planes.to(wide), places.to(wide), padding_mode="border", align_corners=False)
-    return found.to(planes.dtype)
-
-
-def _places(points: Tensor, resolution: int, bounds: float) -> Tensor:
-    """Points in steps of the lattice, from 0 to resolution - 1."""
-    return (points + bounds) * ((resolution - 1) / (2.0 * bounds))

@@ -32,10 +32,10 @@ from fastshape.models.field import (
     Context,
     FieldAutoencoder,
     FieldOutput,
-    gather_rows,
     require_cloud,
     require_points,
     require_tokens,
+    sample_rows,
 )
 from fastshape.models.pretrained import ModelConfig
 from fastshape.nn import (
@@ -48,7 +48,6 @@ from fastshape.nn import (
     Posterior,
     SelfAttentionBlock,
 )
-from fastshape.ops import farthest_point_sampling
 
 
 @dataclass(frozen=True)
@@ -210,18 +209,13 @@ class VecSetVAE(FieldAutoencoder):
         Raises:
             ValueError: the shape of `points`, or an empty cloud.
         """
-        require_cloud(points, "points")
-        count = self.config.num_latents if num_latents is None else num_latents
+        require_cloud(points, "points", self.input_channels)
+        count = self._checked_count(num_latents)
         embedded = self.point_embed(points)  # (B, N, dim)
         if self.queries is not None:
-            self._require_learned(count)
             samples = self.queries.expand(points.shape[0], -1, -1)
         else:
-            with torch.no_grad():
-                indices = farthest_point_sampling(
-                    points.contiguous(), count, start=start, generator=generator
-                )
-            samples = gather_rows(embedded, indices)
+            samples = sample_rows(embedded, points, count, start, generator)
         x = self.encoder(samples, embedded)  # (B, M, dim)
         return Posterior(x) if self.bottleneck is None else self.bottleneck(x)
 
@@ -231,7 +225,7 @@ class VecSetVAE(FieldAutoencoder):
         require_tokens(latents, "latents", width)
         x = latents if self.bottleneck is None else self.bottleneck.from_latent(latents)
         if self.queries is not None:
-            self._require_learned(latents.shape[1])
+            self._checked_count(latents.shape[1])
             x = x + self.queries
         for layer in self.layers:
             x = layer(x)
@@ -273,12 +267,6 @@ class VecSetVAE(FieldAutoencoder):
 
     def _query_width(self) -> tuple[int, int]:
         return self.config.dim, self.config.cross_heads
-
-    def _require_learned(self, count: int) -> None:
-        if count != self.config.num_latents:
-            raise ValueError(
-                f"learned queries fix the number of latents at {self.config.num_latents}, got {count}"
-            )
 
     @classmethod
     def from_official(

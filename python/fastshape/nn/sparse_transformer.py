@@ -82,16 +82,27 @@ def _pad_heads(x: Tensor) -> Tensor:
     return x if wanted == size else F.pad(x, (0, wanted - size))
 
 
-class _HeadNorms(nn.Module):
-    """What both attentions have: norms of queries and keys, and heads of any size."""
+class _Heads(nn.Module):
+    """What both attentions have: heads of any size, and norms of their queries and keys."""
 
-    def _make(self, dim: int, heads: int, qk_norm: bool) -> None:
+    to_out: nn.Linear
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
         if dim % heads:
             raise ValueError(f"`heads` must divide `dim`, got {heads} and {dim}")
         self.heads = heads
         self.head_dim = dim // heads
         self.q_rms_norm = HeadNorm(heads, self.head_dim) if qk_norm else None
         self.k_rms_norm = HeadNorm(heads, self.head_dim) if qk_norm else None
+
+    def _split(self, x: Tensor, *parts: int) -> Tensor:
+        """x (N, parts * dim) -> (N, parts, heads, channels), as many channels as the kernels take."""
+        return _pad_heads(x.unflatten(-1, (*parts, self.heads, self.head_dim)))
+
+    def _join(self, out: Tensor) -> Tensor:
+        """out (N, heads, channels) -> (N, dim), through the last layer."""
+        return self.to_out(out[..., : self.head_dim].flatten(1))
 
     def _options(self) -> dict[str, object]:
         """Scale and factors for heads that may be padded: the kernel's norm has the padded size's root."""
@@ -104,7 +115,7 @@ class _HeadNorms(nn.Module):
         return {"scale": self.head_dim**-0.5, **gammas}
 
 
-class SparseSelfAttention(_HeadNorms):
+class SparseSelfAttention(_Heads):
     """Attention of each voxel to those of its window, or to all of its item.
 
     Args:
@@ -131,8 +142,7 @@ class SparseSelfAttention(_HeadNorms):
         qk_norm: bool = False,
         rope: bool = False,
     ) -> None:
-        super().__init__()
-        self._make(dim, heads, qk_norm)
+        super().__init__(dim, heads, qk_norm)
         if mode not in ("full", "windowed"):
             raise ValueError(f"`mode` must be 'full' or 'windowed', got {mode!r}")
         if rope and mode != "windowed":
@@ -147,7 +157,7 @@ class SparseSelfAttention(_HeadNorms):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """x of dim channels, windowed in voxel order -> the same voxels, dim channels."""
-        qkv = _pad_heads(self.to_qkv(x.feats).unflatten(-1, (3, self.heads, -1)))  # (N, 3, heads, head_dim)
+        qkv = self._split(self.to_qkv(x.feats), 3)
         options = self._options()
         if self.mode == "windowed":
             plan = x.window_plan(self.window, self.shift)
@@ -157,17 +167,16 @@ class SparseSelfAttention(_HeadNorms):
         else:
             q, k, v = qkv.unbind(1)
             out = ops.varlen_attention(q, k, v, x.cu_lengths, x.cu_lengths, **options)  # type: ignore[arg-type]
-        return x.replace(self.to_out(out[..., : self.head_dim].flatten(1)))
+        return x.replace(self._join(out))
 
 
-class SparseCrossAttention(_HeadNorms):
+class SparseCrossAttention(_Heads):
     """Attention of each voxel to the tokens of its item's context."""
 
     def __init__(
         self, dim: int, context_dim: int, *, heads: int, qkv_bias: bool = True, qk_norm: bool = False
     ) -> None:
-        super().__init__()
-        self._make(dim, heads, qk_norm)
+        super().__init__(dim, heads, qk_norm)
         self.to_q = nn.Linear(dim, dim, bias=qkv_bias)
         self.to_kv = nn.Linear(context_dim, 2 * dim, bias=qkv_bias)
         self.to_out = nn.Linear(dim, dim)
@@ -184,13 +193,12 @@ class SparseCrossAttention(_HeadNorms):
                 f"got {tuple(context.shape)}"
             )
         length = context.shape[1]
-        q = _pad_heads(self.to_q(x.feats).unflatten(-1, (self.heads, -1)))
-        kv = _pad_heads(self.to_kv(context.flatten(0, 1)).unflatten(-1, (2, self.heads, -1)))
-        k, v = kv.unbind(1)
+        q = self._split(self.to_q(x.feats))
+        k, v = self._split(self.to_kv(context.flatten(0, 1)), 2).unbind(1)
         ends = torch.arange(0, (x.batch_size + 1) * length, max(length, 1), device=x.device)
         cu_context = ends[: x.batch_size + 1].int() if length else x.cu_lengths.new_zeros(x.batch_size + 1)
         out = ops.varlen_attention(q, k, v, x.cu_lengths, cu_context, **self._options())  # type: ignore[arg-type]
-        return x.replace(self.to_out(out[..., : self.head_dim].flatten(1)))
+        return x.replace(self._join(out))
 
 
 class SparseFeedForward(nn.Module):

@@ -9,25 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 
-@contextlib.contextmanager
-def delayed_interrupt() -> Iterator[Callable[[], bool]]:
+def delayed_interrupt() -> contextlib.AbstractContextManager[Callable[[], bool]]:
     """Turns the first Ctrl-C into a flag, so that no step is cut in half; the second acts as ever."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = False
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    return _noted(lambda previous: signal.signal(signal.SIGINT, previous))
 
 
 @contextlib.contextmanager
@@ -37,8 +21,27 @@ def kept_interrupt() -> Iterator[Callable[[], None]]:
     Python raises it wherever it happens to be, which may be a finalizer or a call from C whose errors are
     dropped, or turned into others.
     """
+
+    def end(previous: Any) -> None:
+        raise KeyboardInterrupt
+
+    with _noted(end) as asked:
+
+        def check() -> None:
+            if asked():
+                raise KeyboardInterrupt
+
+        yield check
+
+
+@contextlib.contextmanager
+def _noted(then: Callable[[Any], Any]) -> Iterator[Callable[[], bool]]:
+    """Notes each Ctrl-C, and goes on with `then` of the handler of before; gives whether one came.
+
+    Only the main thread has signals: in others none comes.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield lambda: False
         return
     asked = False
     previous = signal.getsignal(signal.SIGINT)
@@ -46,14 +49,10 @@ def kept_interrupt() -> Iterator[Callable[[], None]]:
     def note(number: int, frame: Any) -> None:
         nonlocal asked
         asked = True
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
+        then(previous)
 
     signal.signal(signal.SIGINT, note)
     try:
-        yield check
+        yield lambda: asked
     finally:
         signal.signal(signal.SIGINT, previous)

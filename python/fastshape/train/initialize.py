@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fastshape.models import VAT, DoraVAE, FieldAutoencoder, LaGeM, VecSetVAE
-from fastshape.models.vat import CrossHead
+from fastshape.models.vat_heads import CrossHead
 from fastshape.nn import CrossAttention, KLBottleneck, NormalizedBottleneck, SelfAttention
 
 _SHARPNESS = 3.0  # the better one of 3 and 5, by the loss after 150 steps of `dora-tiny`
