@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from fastshape.geometry import Mesh, normalize
+from fastshape.geometry import Mesh, normalize, render
 
 TETRAHEDRON = Mesh(
     torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]),
@@ -76,6 +76,13 @@ def test_normalize_keeps_the_detail_of_a_small_mesh_far_away() -> None:
     mesh = Mesh(TETRAHEDRON.vertices.double() * 1e-3 + 1e6, TETRAHEDRON.faces)
     normalized, _ = normalize(mesh)
     torch.testing.assert_close(normalized.vertices, TETRAHEDRON.vertices * 2 - 1, atol=1e-6, rtol=0)
+
+
+def test_rows_in_another_order_of_memory_are_taken() -> None:
+    columns = Mesh(TETRAHEDRON.vertices.T.contiguous().T, TETRAHEDRON.faces.T.contiguous().T)
+    picture = render(columns, size=32)
+    assert torch.equal(picture, render(TETRAHEDRON, size=32))
+    assert picture.unique().numel() > 1
 
 
 def test_a_vertex_that_no_face_uses_has_no_place_in_the_bounds() -> None:

@@ -82,4 +82,4 @@ def damage(mesh: Mesh, kind: str, seed: int = 0, share: float | None = None) -> 
         vertices = vertices + share * size * torch.randn(vertices.shape, generator=generator).to(
             vertices.dtype
         )
-    return replace(mesh, vertices=vertices, faces=faces.contiguous())
+    return replace(mesh, vertices=vertices, faces=faces)

@@ -19,8 +19,8 @@ class Mesh:
     """A triangle mesh on the CPU.
 
     Args:
-        vertices: positions, (V, 3), float32 or float64, finite.
-        faces: vertex indices of the triangles, (F, 3), int64, counter-clockwise seen from outside.
+        vertices: positions, (V, 3), float32 or float64, finite; copied where they are not contiguous.
+        faces: vertex indices of the triangles, (F, 3), int64, counter-clockwise seen from outside; likewise.
         notes: what a reader had to repair, in words, e.g. "3 degenerate faces dropped".
 
     Raises:
@@ -56,6 +56,8 @@ class Mesh:
                 raise ValueError(
                     f"face {face} is {self.faces[face].tolist()}, but there are {len(self.vertices)} vertices"
                 )
+        for name in ("vertices", "faces"):  # the kernels read rows
+            object.__setattr__(self, name, getattr(self, name).contiguous())
 
     def __repr__(self) -> str:
         return f"Mesh({self.num_vertices} vertices, {self.num_faces} faces)"
@@ -171,7 +173,7 @@ class Mesh:
 
     def flip(self) -> Mesh:
         """The mesh with every face turned over."""
-        return replace(self, faces=self.faces.flip(1).contiguous())
+        return replace(self, faces=self.faces.flip(1))
 
     @staticmethod
     def join(meshes: Sequence[Mesh]) -> Mesh:

@@ -226,7 +226,7 @@ def compare_samples(
 
 def surface_distance(points: Tensor, mesh: Mesh) -> SurfaceDistance:
     """Distances from points (N, 3) to a mesh, in float32."""
-    bvh = build_bvh(mesh.vertices.float().contiguous(), mesh.faces.contiguous())
+    bvh = build_bvh(mesh.vertices.float(), mesh.faces)
     distance = closest_point(points.float().contiguous(), bvh).distance.double()
     rank = max(-(-95 * len(distance) // 100), 1)
     return SurfaceDistance(
@@ -291,7 +291,7 @@ def sample_visible(
     Raises:
         ValueError: no surface area, or none of it can be seen.
     """
-    bvh = build_bvh(mesh.vertices.float().contiguous(), mesh.faces.contiguous())
+    bvh = build_bvh(mesh.vertices.float(), mesh.faces)
     lift = 1e-5 * float((mesh.bounds[1] - mesh.bounds[0]).max())
     kept: list[SurfaceSamples] = []
     count, drawn = 0, 0

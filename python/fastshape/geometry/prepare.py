@@ -352,8 +352,8 @@ class _Draws:
     def __init__(self, seed: int, mesh: Mesh | None) -> None:
         digest = hashlib.sha256(repr(seed).encode())
         if mesh is not None:
-            digest.update(mesh.vertices.double().contiguous().numpy().data)
-            digest.update(mesh.faces.contiguous().numpy().data)
+            digest.update(mesh.vertices.double().numpy().data)
+            digest.update(mesh.faces.numpy().data)
         self._digest = digest
 
     def __call__(self, word: str) -> torch.Generator:

@@ -106,7 +106,7 @@ def normal_maps(
     Parallel rays through the centers of the pixels of a square of side 2 `radius` about `center`; the unit
     normals of the faces that are met first, in the mesh's frame, turned towards the viewer.
     """
-    bvh = build_bvh(mesh.vertices.float().contiguous(), mesh.faces.contiguous()) if bvh is None else bvh
+    bvh = build_bvh(mesh.vertices.float(), mesh.faces) if bvh is None else bvh
     helper = torch.zeros(3, dtype=torch.float64)
     helper[int(direction.abs().argmin())] = 1
     right = torch.nn.functional.normalize(torch.linalg.cross(helper, direction), dim=0)
@@ -161,7 +161,7 @@ def sharp_normal_error(prediction: Mesh, target: Mesh, *, views: int = 22, size:
         raise ValueError("a mesh without faces has no normals to compare")
     center = target.bounds.double().mean(0)
     radius = float((target.used_vertices.double() - center).norm(dim=1).max())
-    trees = [build_bvh(m.vertices.float().contiguous(), m.faces.contiguous()) for m in (prediction, target)]
+    trees = [build_bvh(m.vertices.float(), m.faces) for m in (prediction, target)]
     total, count = 0.0, 0
     for direction in sphere_directions(views):
         predicted, wanted = (

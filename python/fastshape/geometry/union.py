@@ -172,7 +172,7 @@ def overlap(mesh: Mesh) -> float:
     shares = torch.where((counts[face] == 1)[:, None], 1.0, shares)
     shares = 0.01 / 3 + 0.99 * shares / shares.sum(1, keepdim=True)  # not on the edges, where faces meet
     places = (corners[face] * shares[:, :, None]).sum(1)
-    bvh = ops.build_bvh(mesh.vertices.double().contiguous(), mesh.faces)
+    bvh = ops.build_bvh(mesh.vertices.double(), mesh.faces)
     outer = ops.ray_crossings(places + step * normals[face], bvh)
     inner = ops.ray_crossings(places - step * normals[face], bvh)
     weights = (areas / counts.clamp_min(1))[face]

@@ -153,7 +153,7 @@ def heat_limit(records: Sequence[Mapping[str, Any]]) -> float:
 
 def distance_paint(mesh: Mesh, limit: float) -> Callable[[Tensor], Tensor]:
     """Colors of points by their distance to a mesh."""
-    bvh = build_bvh(mesh.vertices.float().contiguous(), mesh.faces.contiguous())
+    bvh = build_bvh(mesh.vertices.float(), mesh.faces)
     return lambda points: heat_color(closest_point(points.contiguous(), bvh).distance / limit)
 
 
