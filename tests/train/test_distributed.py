@@ -13,6 +13,7 @@ from test_train import ball, run, same, small_config
 from test_vat_training import MODEL as CODED
 
 from fastshape.models import MODELS, load
+from fastshape.train.distributed import local_device
 from fastshape.train.loop import MODEL_DIRECTORY
 
 SCRIPT = """
@@ -118,3 +119,11 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
     with pytest.raises(ValueError, match="`batch_size` must be a multiple of the 3 processes, got 4"):
         train.sample_batch(SHAPES, CONFIGS["plain"], 0, world_size=3)
+
+
+def test_a_process_takes_its_own_gpu(monkeypatch):
+    assert local_device("cuda") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert local_device("cuda") == torch.device("cuda", 3)
+    assert local_device("cuda:1") == torch.device("cuda", 1)
+    assert local_device("cpu") == torch.device("cpu")

@@ -45,6 +45,7 @@ class RunConfig:
             `final_learning_rate` at the last step.
         optimizer: "adamw", or "muon": Muon (Jordan et al. 2024) for the matrices of attention and
             feed-forward layers, AdamW for all else. `vat-tiny` learns as much in a third of the steps.
+            Muon multiplies in bfloat16: several processes agree with one less closely than by AdamW.
         weight_decay: of both.
         betas, adam_eps: of AdamW.
         gradient_clip: largest norm of the gradient; None does not clip.

@@ -66,6 +66,14 @@ class Processes:
             torch.distributed.barrier()
 
 
+def local_device(device: str | torch.device | None = None) -> torch.device:
+    """Where this process works: None takes CUDA where there is a GPU, else the CPU; of several GPUs that of
+    torchrun's LOCAL_RANK."""
+    kind = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda", int(rank)) if rank and kind.type == "cuda" and kind.index is None else kind
+
+
 @contextlib.contextmanager
 def processes(device: str | torch.device | None = None) -> Iterator[Processes]:
     """Joins the group that torchrun started, or is alone.
@@ -76,14 +84,14 @@ def processes(device: str | torch.device | None = None) -> Iterator[Processes]:
     Args:
         device: None takes CUDA where there is a GPU, else the CPU.
     """
-    kind = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    kind = local_device(device)
     already = torch.distributed.is_available() and torch.distributed.is_initialized()
     world_size = torch.distributed.get_world_size() if already else int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         yield Processes(0, 1, kind)
         return
-    if kind.type == "cuda" and kind.index is None:
-        kind = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if kind.type == "cuda":
+        kind = torch.device("cuda", kind.index or 0)
         torch.cuda.set_device(kind)
     if not already:
         torch.distributed.init_process_group("nccl" if kind.type == "cuda" else "gloo")

@@ -31,6 +31,7 @@ from fastshape.runtime.interrupt import delayed_interrupt
 from fastshape.train.augment import augment
 from fastshape.train.config import TokenTrainConfig
 from fastshape.train.data import ShapeDataset, ShapeSamples, _choose, batch_items, keyed_generator
+from fastshape.train.distributed import local_device
 
 INDEX_FILE = "index.json"
 _BLOCK = 32  # shapes of a file: what an interruption loses at most
@@ -201,7 +202,7 @@ def encode_tokens(
     paths = [folder / f"tokens-{start // _BLOCK:05}.safetensors" for start in starts]
     mine = [place for place in range(rank, len(paths), world_size) if not paths[place].exists()]
     if mine:
-        kind = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        kind = local_device(device)
         worker = copy.deepcopy(tokenizer).to(kind).eval()
         with delayed_interrupt() as interrupted:
             for done, place in enumerate(_track(mine, progress and rank == 0)):
