@@ -94,6 +94,18 @@ def test_one_error_says_what_is_wrong(capsys, tmp_path, monkeypatch, words, mess
     assert list(tmp_path.iterdir()) == []
 
 
+def test_shapes_of_another_preparation_are_one_error(capsys, tmp_path):
+    (tmp_path / "in").mkdir()
+    geometry.save(shapes.torus(segments=8), tmp_path / "in" / "torus.ply")
+    spec = PrepareSpec(num_surface=64, num_sharp=0, num_volume=64, num_near=64)
+    pipelines.prepare([tmp_path / "in"], tmp_path / "out", spec, workers=1)
+    words = ["train", "dora-tiny", tmp_path / "out", "-o", tmp_path / "run", *settings()]
+    code, _, err = run_main(capsys, *words)
+    assert code != 0
+    assert "the shape has no `sharp`: prepare the meshes with the model's own preset" in err
+    assert "Traceback" not in err
+
+
 def test_a_reader_that_stops_is_no_error():
     command = f"{sys.executable} -m fastshape train dora-tiny --print-config | head -n 1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True)

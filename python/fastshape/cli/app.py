@@ -638,8 +638,9 @@ def user_error(error: Exception) -> str | None:
     from fastshape.geometry import MeshError, NoSurfaceError, PrepareError
     from fastshape.models import CheckpointError
     from fastshape.pipelines import LatentsError, PairError
+    from fastshape.train import SamplesError
 
     ours = (CommandError, MeshError, NoSurfaceError, CheckpointError, PrepareError, LatentsError, PairError)
-    if isinstance(error, (*ours, FloatingPointError)):
+    if isinstance(error, (*ours, SamplesError, FloatingPointError)):
         return " ".join(str(error).splitlines())
     return None

@@ -22,7 +22,14 @@ from fastshape.train.config import (
     TrainConfig,
     config_from_dict,
 )
-from fastshape.train.data import Batch, ShapeDataset, ShapeSamples, num_tokens, sample_batch
+from fastshape.train.data import (
+    Batch,
+    SamplesError,
+    ShapeDataset,
+    ShapeSamples,
+    num_tokens,
+    sample_batch,
+)
 from fastshape.train.loop import TrainingInterrupted, fit, fit_meshes, learning_rate, losses, train_step
 from fastshape.train.prepare import prepare
 from fastshape.train.structure import (
@@ -53,6 +60,7 @@ __all__ = [
     "EncodingInterrupted",
     "GridBatch",
     "RunConfig",
+    "SamplesError",
     "ShapeDataset",
     "ShapeSamples",
     "ShapeTokens",

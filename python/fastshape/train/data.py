@@ -24,6 +24,12 @@ from fastshape.train.augment import augment
 from fastshape.train.config import QUERY_KINDS, RunConfig, TrainConfig
 
 _NONE = torch.zeros(0, 3)
+_HINT = "prepare the meshes with the model's own preset, or with a specification that has them"
+
+
+class SamplesError(ValueError):
+    """Prepared shapes that lack what a model is trained on."""
+
 
 ItemT = TypeVar("ItemT")
 
@@ -103,11 +109,15 @@ class ShapeSamples:
         points: Tensor = getattr(self, name)
         normals = self.normals if name == "surface" else self.sharp_normals
         if len(points) == 0:
-            raise ValueError(f"the model takes points on sharp edges, and the shape has no `{name}`")
+            raise SamplesError(
+                f"the model takes points on sharp edges, and the shape has no `{name}`: {_HINT}"
+            )
         if channels == 3:
             return points
         if len(normals) == 0:
-            raise ValueError(f"the model takes normals, and the shape has none of its `{name}` points")
+            raise SamplesError(
+                f"the model takes normals, and the shape has none of its `{name}` points: {_HINT}"
+            )
         return torch.cat([points, normals], 1)
 
     def fingerprint(self) -> str:
@@ -346,12 +356,13 @@ def _draw_queries(
     points: Tensor = getattr(shape, kind)
     labels: Tensor = getattr(shape, f"{kind}_labels")
     if count and not len(points):
-        raise ValueError(f"a shape has no `{kind}` points, and the configuration draws {count}")
+        raise SamplesError(f"a shape has no `{kind}` points, and the configuration draws {count}: {_HINT}")
     if config.output == "occupancy":
         labels = shape.inside(kind)
     elif count and labels.dtype == torch.bool:
-        raise ValueError(
-            f"the model's {config.output!r} needs signed distances, and a shape's `{kind}_labels` are bool"
+        raise SamplesError(
+            f"the model's {config.output!r} needs signed distances, and a shape's `{kind}_labels` are bool: "
+            f"{_HINT}"
         )
     if kind == "volume" and config.balanced:
         rows = draw_balanced(shape.inside("volume"), shape.inside("near"), count, generator=generator)

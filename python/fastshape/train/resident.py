@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastshape.train.augment import motion
 from fastshape.train.config import TrainConfig
-from fastshape.train.data import Batch, ShapeSamples, batch_places, keyed_generator
+from fastshape.train.data import Batch, SamplesError, ShapeSamples, batch_places, keyed_generator
 
 
 class ResidentSamples:
@@ -56,9 +56,9 @@ class ResidentSamples:
             points: Tensor = getattr(shape, kind)
             labels = shape.inside(kind) if config.output == "occupancy" else getattr(shape, f"{kind}_labels")
             if labels.dtype == torch.bool and config.output != "occupancy":
-                raise ValueError(f"the model's {config.output!r} needs signed distances, not bool labels")
+                raise SamplesError(f"the model's {config.output!r} needs signed distances, not bool labels")
             if not len(points):
-                raise ValueError(f"a shape has no `{kind}` points, and the configuration draws some")
+                raise SamplesError(f"a shape has no `{kind}` points, and the configuration draws some")
             rows[f"queries {kind}"] = torch.cat([points, labels[:, None].float()], 1)
         return rows
 
